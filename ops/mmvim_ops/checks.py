@@ -1,0 +1,86 @@
+"""Argument checks that run before any kernel: each message names the argument, what was given and
+what is needed."""
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_tensor(name: str, x, like: Tensor | None = None) -> None:
+    """Raise unless ``x`` is a real floating tensor on the device of ``like``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f'{name} must be a tensor, got {type(x).__name__}')
+    if x.is_complex():
+        raise TypeError(f'{name} must be real, got {x.dtype}: complex state matrices are not '
+                        'supported')
+    if x.dtype not in FLOATS:
+        raise TypeError(f'{name} must be float64, float32, float16 or bfloat16, got {x.dtype}')
+    if like is None:
+        return
+    if x.device != like.device:
+        raise ValueError(f'{name} must be on the device of u, {like.device}, got {x.device}')
+    if (x.dtype == torch.float64) != (like.dtype == torch.float64):
+        raise TypeError(f'{name} is {x.dtype} and u is {like.dtype}: float64 must be used for all '
+                        'arguments or for none')
+
+
+def check_shape(name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    """Raise unless ``x`` has this shape."""
+    if tuple(x.shape) != shape:
+        raise ValueError(f'{name} must have shape {meaning} = {shape}, got {tuple(x.shape)}')
+
+
+def check_rank(name: str, x: Tensor, rank: int, meaning: str) -> None:
+    """Raise unless ``x`` has this many dimensions."""
+    if x.ndim != rank:
+        raise ValueError(f'{name} must have {rank} dimensions {meaning}, got {x.ndim}: shape '
+                         f'{tuple(x.shape)}')
+
+
+def check_input_matrix(name: str, x: Tensor, batch: int, channels: int, states: int,
+                       length: int) -> int | None:
+    """Check B or C and return its number of groups, None where it is constant over time."""
+    if x.ndim == 2:
+        check_shape(name, x, (channels, states), '(channels, states)')
+        return None
+    if x.ndim == 3:
+        check_shape(name, x, (batch, states, length), '(batch, states, length)')
+        return 1
+    if x.ndim == 4:
+        groups = x.shape[1]
+        if groups == 0 or channels % groups:
+            raise ValueError(f'{name} has {groups} groups, which does not divide the {channels} '
+                             'channels of u')
+        check_shape(name, x, (batch, groups, states, length), '(batch, groups, states, length)')
+        return groups
+    raise ValueError(f'{name} must have 2 dimensions (channels, states), 3 (batch, states, length) '
+                     f'or 4 (batch, groups, states, length), got {x.ndim}: shape {tuple(x.shape)}')
+
+
+def check_scan(u, delta, A, B, C, D, z, delta_bias) -> None:
+    """Check the arguments of :func:`mmvim_ops.selective_scan`; see there for what is allowed."""
+    check_tensor('u', u)
+    check_rank('u', u, 3, '(batch, channels, length)')
+    batch, channels, length = u.shape
+    for name, x in (('delta', delta), ('A', A), ('B', B), ('C', C)):
+        check_tensor(name, x, u)
+    for name, x in (('D', D), ('z', z), ('delta_bias', delta_bias)):
+        if x is not None:
+            check_tensor(name, x, u)
+
+    check_shape('delta', delta, (batch, channels, length), '(batch, channels, length)')
+    check_rank('A', A, 2, '(channels, states)')
+    states = A.shape[1]
+    check_shape('A', A, (channels, states), '(channels, states)')
+    if states == 0:
+        raise ValueError(f'A must have at least one state, got shape {tuple(A.shape)}')
+    groups = [check_input_matrix(name, x, batch, channels, states, length)
+              for name, x in (('B', B), ('C', C))]
+    if None not in groups and groups[0] != groups[1]:
+        raise ValueError(f'B and C must have the same number of groups, got {groups[0]} and '
+                         f'{groups[1]}')
+    if z is not None:
+        check_shape('z', z, (batch, channels, length), '(batch, channels, length)')
+    for name, x in (('D', D), ('delta_bias', delta_bias)):
+        if x is not None:
+            check_shape(name, x, (channels,), '(channels,)')

@@ -1,0 +1,50 @@
+"""The specification: the selective scan written as its equation, one time step after another.
+
+Every backend is tested against this file. It runs on any device and in any floating dtype, and
+autograd differentiates it (any number of times); it is slow and keeps every state for backward.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that states are kept in: float64 for float64 input, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def per_channel(x: Tensor, u: Tensor) -> Tensor:
+    """Expand B or C to one (N, L) matrix per batch element and channel: (B, D, N, L)."""
+    batch, channels, length = u.shape
+    if x.ndim == 2:
+        return x[None, :, :, None].expand(batch, -1, -1, length)
+    if x.ndim == 3:
+        return x[:, None].expand(-1, channels, -1, -1)
+    return x.repeat_interleave(channels // x.shape[1], dim=1)
+
+
+def selective_scan_naive(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
+                         return_last_state=False, *, reverse=False):
+    """Arguments, result and equation as :func:`mmvim_ops.selective_scan`; nothing is checked."""
+    dtype = compute_dtype(u.dtype)
+    x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
+    B, C = per_channel(B.to(dtype), u), per_channel(C.to(dtype), u)           # (B, D, N, L)
+    if delta_bias is not None:
+        delta = delta + delta_bias.to(dtype)[:, None]
+    if delta_softplus:
+        delta = F.softplus(delta)
+
+    h = x.new_zeros(*x.shape[:2], A.shape[1])                                 # (B, D, N)
+    y = [None] * x.shape[2]
+    for t in reversed(range(len(y))) if reverse else range(len(y)):
+        decay = torch.exp(delta[:, :, t, None] * A)
+        h = decay * h + (delta[:, :, t] * x[:, :, t])[..., None] * B[..., t]
+        y[t] = (h * C[..., t]).sum(-1)                                        # (B, D)
+    y = torch.stack(y, dim=-1) if y else torch.zeros_like(x)                  # (B, D, L)
+
+    if D is not None:
+        y = y + D.to(dtype)[:, None] * x
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    y = y.to(u.dtype)
+    return (y, h) if return_last_state else y
