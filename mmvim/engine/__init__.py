@@ -1,0 +1,3 @@
+from .layer_decay import VimOptimWrapperConstructor
+
+__all__ = ['VimOptimWrapperConstructor']

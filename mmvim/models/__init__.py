@@ -1,0 +1,4 @@
+from .simple_feature_pyramid import SimpleFeaturePyramid
+from .vision_mamba import VisionMamba
+
+__all__ = ['SimpleFeaturePyramid', 'VisionMamba']

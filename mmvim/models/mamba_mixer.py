@@ -1,0 +1,160 @@
+"""The token mixer of a Vim block: selective state-space scans over the patch sequence."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from mmvim_ops import selective_scan
+from torch import Tensor, nn
+
+__all__ = ['MambaMixer']
+
+# What a mixer can do by itself. The other two directions of the backbone, 'block' and
+# 'sequence', flip the tokens around mixers that are themselves one-directional.
+MIXER_DIRECTIONS = ('ssm_conv', 'ssm', 'none')
+
+
+class MambaMixer(nn.Module):
+    """Selective state-space mixing of a token sequence, in one or both directions.
+
+    Implements Algorithm 1 of `Vision Mamba <https://arxiv.org/abs/2401.09417>`_ between its
+    normalisation and its residual addition. With ``x, z = in_proj(tokens)``, each direction ``o``
+    computes ::
+
+        u_o          = SiLU(conv1d_o(x))                  # depthwise, causal in its direction
+        dt, B_o, C_o = split(x_proj_o(u_o))
+        delta_o      = softplus(dt_proj_o(dt))
+        y_o          = scan(u_o, delta_o, A_o, B_o, C_o, D_o) * SiLU(z)
+
+    and the output is ``out_proj`` of the reduced ``y_o``. Parameters carry the names of the
+    official checkpoints; the backward direction's end in ``_b``.
+
+    Args:
+        embed_dims (int): Channels C of the tokens.
+        d_state (int): State size N of each channel.
+        d_conv (int): Kernel width of the depthwise convolution.
+        expand (int): The scans work on E = expand * C channels.
+        directions (str): ``'ssm_conv'`` scans both ways, each way with parameters of its own.
+            ``'ssm'`` scans both ways but shares everything except A. ``'none'`` scans forward only.
+        reduction (str): ``'mean'`` or ``'sum'`` of the two directions of ``'ssm_conv'``. The two
+            scans of ``'ssm'`` are always summed, as in the paper's ablation.
+        depth (int): Number of blocks in the backbone; the output projection starts smaller by
+            its square root, so that the residual stream keeps its scale.
+        layer_scale (float, optional): Initial value of a learned per-channel output scale.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        directions: str = 'ssm_conv',
+        reduction: str = 'mean',
+        depth: int = 1,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        if directions not in MIXER_DIRECTIONS:
+            raise ValueError(f'directions must be one of {MIXER_DIRECTIONS}, got {directions!r}')
+        self.directions = directions
+        self.reduction = reduction
+        self.d_state = d_state
+        self.dt_rank = math.ceil(embed_dims / 16)
+        inner_dims = expand * embed_dims  # E
+
+        self.in_proj = nn.Linear(embed_dims, 2 * inner_dims, bias=False)
+        self.out_proj = nn.Linear(inner_dims, embed_dims, bias=False)
+        with torch.no_grad():
+            self.out_proj.weight /= math.sqrt(depth)  # nn.Linear starts kaiming-uniform, a = √5
+        self.gamma = None
+        if layer_scale is not None:
+            self.gamma = nn.Parameter(torch.full((embed_dims,), float(layer_scale)))
+
+        self.conv1d, self.x_proj, self.dt_proj = self._projections(inner_dims, d_conv)
+        self.A_log, self.D = self._state_matrix(inner_dims), nn.Parameter(torch.ones(inner_dims))
+        if directions != 'none':
+            self.A_b_log = self._state_matrix(inner_dims)
+        if directions == 'ssm_conv':
+            self.conv1d_b, self.x_proj_b, self.dt_proj_b = self._projections(inner_dims, d_conv)
+            self.D_b = nn.Parameter(torch.ones(inner_dims))
+
+    def _projections(self, inner_dims: int, d_conv: int) -> tuple[nn.Module, ...]:
+        """The layers that turn x into u, delta, B and C of one direction."""
+        conv1d = nn.Conv1d(inner_dims, inner_dims, d_conv, groups=inner_dims)
+        x_proj = nn.Linear(inner_dims, self.dt_rank + 2 * self.d_state, bias=False)
+        dt_proj = nn.Linear(self.dt_rank, inner_dims)
+        nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        # softplus(bias) is log-uniform in [1e-3, 1e-1]: time scales of 10 to 1000 tokens.
+        log_dt = torch.empty(inner_dims).uniform_(math.log(1e-3), math.log(1e-1))
+        dt = log_dt.exp().clamp_(min=1e-4)
+        with torch.no_grad():
+            dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        return conv1d, x_proj, dt_proj
+
+    def _state_matrix(self, inner_dims: int) -> nn.Parameter:
+        """log(-A) with A = -(1 … N) in every channel (S4D-Real)."""
+        n = torch.arange(1, self.d_state + 1, dtype=torch.float32)
+        return nn.Parameter(n.log().repeat(inner_dims, 1))  # (E, N)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mix (B, L, C) tokens; returns the same shape."""
+        x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)  # 2 × (B, E, L)
+        y = self._mix(x, z).transpose(1, 2)  # (B, L, E)
+        out = self.out_proj(y)  # (B, L, C)
+        return out if self.gamma is None else out * self.gamma
+
+    def _mix(self, x: Tensor, z: Tensor) -> Tensor:
+        forward = (self.conv1d, self.x_proj, self.dt_proj)
+        if self.directions == 'ssm_conv':
+            y = self._scan(*self._selection(x, *forward), self.A_log, self.D, z)
+            backward = (self.conv1d_b, self.x_proj_b, self.dt_proj_b)
+            selection = self._selection(x, *backward, reverse=True)
+            y = y + self._scan(*selection, self.A_b_log, self.D_b, z, reverse=True)
+            return y / 2 if self.reduction == 'mean' else y
+        selection = self._selection(x, *forward)
+        y = self._scan(*selection, self.A_log, self.D, z)
+        if self.directions == 'ssm':
+            y = y + self._scan(*selection, self.A_b_log, self.D, z, reverse=True)
+        return y
+
+    def _selection(
+        self,
+        x: Tensor,
+        conv1d: nn.Conv1d,
+        x_proj: nn.Linear,
+        dt_proj: nn.Linear,
+        reverse: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """What the scan reads besides A, D and z: u, delta (both (B, E, L)), B, C, delta_bias."""
+        pad, weight = conv1d.kernel_size[0] - 1, conv1d.weight
+        # Causal means seeing only earlier tokens, so the backward direction pads at the end and
+        # mirrors the kernel: the same as flipping the sequence, without the copies.
+        x = F.pad(x, (0, pad) if reverse else (pad, 0))
+        weight = weight.flip(-1) if reverse else weight
+        u = F.silu(F.conv1d(x, weight, conv1d.bias, groups=conv1d.groups))  # (B, E, L)
+        dt, B, C = x_proj(u.transpose(1, 2)).split(
+            (self.dt_rank, self.d_state, self.d_state), dim=-1
+        )  # (B, L, ·)
+        # The bias goes to the scan, which adds it in float32 whatever the autocast type is.
+        delta = F.linear(dt, dt_proj.weight).transpose(1, 2)  # (B, E, L)
+        return u, delta, B.transpose(1, 2), C.transpose(1, 2), dt_proj.bias
+
+    @staticmethod
+    def _scan(
+        u: Tensor,
+        delta: Tensor,
+        B: Tensor,
+        C: Tensor,
+        delta_bias: Tensor,
+        A_log: Tensor,
+        D: Tensor,
+        z: Tensor,
+        reverse: bool = False,
+    ) -> Tensor:
+        A = -A_log.float().exp()  # (E, N)
+        return selective_scan(
+            u, delta, A, B, C, D.float(), z, delta_bias.float(), delta_softplus=True, reverse=reverse
+        )
