@@ -6,8 +6,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from mmvim_ops import selective_scan
 from torch import Tensor, nn
+
+from mmvim_ops import selective_scan
 
 __all__ = ['MambaMixer']
 
@@ -156,5 +157,14 @@ class MambaMixer(nn.Module):
     ) -> Tensor:
         A = -A_log.float().exp()  # (E, N)
         return selective_scan(
-            u, delta, A, B, C, D.float(), z, delta_bias.float(), delta_softplus=True, reverse=reverse
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D.float(),
+            z,
+            delta_bias.float(),
+            delta_softplus=True,
+            reverse=reverse,
         )

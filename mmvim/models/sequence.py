@@ -41,6 +41,7 @@ def split_class_tokens(sequence: Tensor, place: str | None) -> tuple[Tensor, Ten
     patches = torch.cat([ahead, behind], dim=1) if before else behind  # (B, M, C)
     return patches, torch.cat([first, last], dim=1)  # (B, T, C)
 
+
 def resize_pos_embed(
     pos_embed: Tensor, source: tuple[int, int], target: tuple[int, int], place: str | None
 ) -> Tensor:

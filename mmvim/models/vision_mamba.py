@@ -264,8 +264,7 @@ class VisionMamba(BaseModule):
             raise ValueError(f'out_indices must increase, got {out_indices}')
         if self.directions == 'block' and any(index % 2 == 0 for index in indices):
             raise ValueError(
-                "with directions='block' out_indices must end a pair (be odd), "
-                f'got {out_indices}'
+                f"with directions='block' out_indices must end a pair (be odd), got {out_indices}"
             )
         return tuple(indices)
 

@@ -1,0 +1,92 @@
+"""Test a segmentor, detector or classifier: ``python tools/test.py CONFIG CHECKPOINT``."""
+
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric, DumpResults
+from mmengine.runner import Runner
+
+import mmvim  # noqa: F401  (registers the models)
+from mmvim.utils.launch import UserError, check_data, command_line, common_parser, load_config, run
+
+
+def parse_args():
+    parser = common_parser('Test a model')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out',
+        help='where predictions go: a folder of PNG label maps for segmentation, '
+        'a .pkl file for detection and classification',
+    )
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument(
+        '--show-dir', help='folder for pictures of the ground truth (left) and prediction (right)'
+    )
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show waits')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    return command_line(parser)
+
+
+def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Turn on the visualisation hook of mmseg, mmdet or mmpretrain for every image."""
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise UserError('--show and --show-dir need a visualization hook in default_hooks')
+    hook.update(show=show, wait_time=wait_time)
+    if cfg.default_scope == 'mmpretrain':
+        hook.update(enable=True, interval=1, out_dir=show_dir)
+        return
+    hook.update(draw=True, interval=1)
+    if show_dir is None:
+        return
+    show_dir = str(Path(show_dir).absolute())
+    if cfg.default_scope == 'mmdet':
+        hook.test_out_dir = show_dir
+    else:  # mmseg draws through the visualiser's backends
+        cfg.visualizer.vis_backends = [
+            dict(type='LocalVisBackend', save_dir=show_dir, img_save_dir='.')
+        ]
+
+
+def use_tta(cfg: Config) -> None:
+    """Wrap the model and the test pipeline for test-time augmentation."""
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise UserError('--tta needs tta_model and tta_pipeline in the config')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
+def prediction_dump(scope: str, filename: str) -> BaseMetric:
+    """The pseudo-metric that pickles all predictions."""
+    if scope == 'mmdet':  # stores masks run-length encoded
+        from mmdet.evaluation import DumpDetResults
+
+        return DumpDetResults(out_file_path=filename)
+    return DumpResults(out_file_path=filename)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    cfg.load_from = args.checkpoint
+    check_data(cfg, 'test_dataloader')
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
+    if args.tta:
+        use_tta(cfg)
+    pickled = args.out is not None and args.out.endswith(('.pkl', '.pickle'))
+    if args.out is not None:
+        segmentation = cfg.default_scope == 'mmseg'
+        if pickled == segmentation:
+            wanted = 'a folder' if segmentation else 'a .pkl file'
+            raise UserError(f'--out must be {wanted} for {cfg.default_scope}, got {args.out}')
+        if segmentation:
+            cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+    runner = Runner.from_cfg(cfg)
+    if pickled:
+        runner.test_evaluator.metrics.append(prediction_dump(cfg.default_scope, args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,51 @@
+"""Train a segmentor, detector or classifier: ``python tools/train.py CONFIG``."""
+
+from mmengine.runner import Runner
+
+import mmvim  # noqa: F401  (registers the models)
+from mmvim.utils.launch import UserError, check_data, command_line, common_parser, load_config, run
+
+
+def parse_args():
+    parser = common_parser('Train a model')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from this checkpoint; without a value, from the latest in the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the batch size, as auto_scale_lr of the config says',
+    )
+    parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
+    return command_line(parser)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise UserError(f'--amp works with optim_wrapper type OptimWrapper, the config has {kind}')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+        cfg.auto_scale_lr.enable = True
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    check_data(cfg, 'train_dataloader', 'val_dataloader')
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    run(main)
