@@ -1,0 +1,29 @@
+# What a user needs; docs/install.md says more. Each target builds the environment first if needed.
+export PYTHON ?= python3
+export VENV ?= .venv
+export MMVIM_TORCH ?= auto
+PY = $(VENV)/bin/python
+
+.PHONY: help install demo test lint clean-env
+
+help: ## this list
+	@echo 'make TARGET [PYTHON=python3] [VENV=.venv] [MMVIM_TORCH=auto|cpu|cuda]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: ## build the environment in .venv; does nothing when it is complete
+	@tools/install.sh
+
+demo: install ## train, test and draw on a small built-in data set [DEMO_ARGS=...]
+	$(PY) tools/demo.py $(DEMO_ARGS)
+
+test: install ## the test suite [PYTEST_ARGS=...]
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: install ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean-env: ## remove the environment (asks nothing, says what)
+	@if [ -f "$(VENV)/pyvenv.cfg" ]; then \
+	  echo "removing $(VENV) ($$(du -sh "$(VENV)" | cut -f1))" && rm -rf "$(VENV)"; \
+	else echo "$(VENV) is not a Python environment: nothing removed"; fi
