@@ -31,7 +31,9 @@ def main() -> None:
     if args.amp:
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise UserError(f'--amp works with optim_wrapper type OptimWrapper, the config has {kind}')
+            raise UserError(
+                f'--amp works with optim_wrapper type OptimWrapper, the config has {kind}'
+            )
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:

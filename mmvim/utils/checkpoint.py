@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import zipfile
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ def load_checkpoint(filename: str, map_location: str | None = 'cpu') -> dict:
             f'the file ({_first_line(error)}). Weights alone never need that. If you trust where '
             'the file comes from, pass --trust-checkpoint to the command line tools.'
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise _damaged(filename, error) from None
 
 

@@ -1,0 +1,69 @@
+"""Every config loads, its model builds, and it says what the recipe says."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+READY = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
+
+
+def load(name: str) -> Config:
+    return Config.fromfile(CONFIGS / name)
+
+
+def build(cfg: Config):
+    from mmengine.registry import MODELS
+
+    import_modules_from_strings(**cfg.custom_imports)
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('path', READY, ids=lambda p: p.stem)
+def test_config_loads_and_its_model_builds(path):
+    cfg = Config.fromfile(path)
+    model = build(cfg)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 0
+    assert {'train_dataloader', 'test_dataloader', 'test_evaluator'} <= set(cfg)
+    assert cfg.optim_wrapper.constructor == 'VimOptimWrapperConstructor'
+
+
+def test_paper_recipe():
+    cfg = load('vim/vim-tiny_upernet_8xb2-160k_ade20k-512x512.py')
+    optimizer, (warm_up, decay) = cfg.optim_wrapper.optimizer, cfg.param_scheduler
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+    assert cfg.train_cfg.max_iters == decay.end == 160_000
+    assert (warm_up.end, decay.begin, decay.power, decay.eta_min) == (1500, 1500, 1.0, 0.0)
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.model.test_cfg.mode == 'whole'
+
+
+def test_official_recipe():
+    cfg = load('vim/vim-small_upernet_4xb8-60k_ade20k-512x512.py')
+    assert cfg.optim_wrapper.paramwise_cfg.layer_decay_rate == 0.92
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (2e-4, 0.1)
+    assert cfg.train_cfg.max_iters == cfg.param_scheduler[1].end == 60_000
+    assert cfg.train_dataloader.batch_size * 4 == cfg.auto_scale_lr.base_batch_size == 32
+    assert cfg.model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
+    assert cfg.model.backbone.out_indices == (5, 11, 17, 23)
+
+
+@pytest.mark.parametrize('name', ['tiny', 'small'])
+def test_deit_differs_from_vim_in_the_backbone_only(name):
+    vim = load(f'vim/vim-{name}_upernet_8xb2-160k_ade20k-512x512.py')
+    deit = load(f'deit/deit-{name}_upernet_8xb2-160k_ade20k-512x512.py')
+    for key in ('neck', 'decode_head', 'auxiliary_head', 'test_cfg'):
+        assert vim.model[key] == deit.model[key]
+    for key in ('optim_wrapper', 'param_scheduler', 'train_dataloader', 'train_cfg'):
+        assert vim[key] == deit[key]
+
+
+def test_batch_norm_is_plain_until_training_is_distributed():
+    for path in READY:
+        cfg = Config.fromfile(path)
+        assert 'SyncBN' not in cfg.pretty_text
+        assert cfg.sync_bn == 'torch'
