@@ -22,37 +22,25 @@ STEP=0 DOING=start WATCHER=
 # ---------------- saying what happens
 
 say() { printf '      %s\n' "$*"; }
-
-step() {
-  DOING=$1
-  printf '[%d/7] %s\n' $((++STEP)) "$DOING"
-}
-
+step() { DOING=$1 && printf '[%d/7] %s\n' $((++STEP)) "$DOING"; }
 fail() { # REASON WHAT_TO_DO
   printf '\nInstall stopped at step %d/7 (%s):\n  %s\n  To do: %s\n' "$STEP" "$DOING" "$1" "$2" >&2
   exit 1
 }
 lacks() { fail "$1" "on Debian and Ubuntu: apt install $2"; }
 
-# How long, and how far the log has come: every second on a terminal, else every 30 s.
+# Every half minute: how long this takes, and how far the compiler (or the log) has come.
 watch_log() { # FIRST_LINE
-  local seconds=0 every=30 start='' end='\n' new compiled
-  [[ ! -t 1 ]] || { every=1 start='\r\033[K' end=''; }
+  local seconds=0 new compiled
   while sleep 1 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
-    ((++seconds % every == 0)) || continue
+    ((++seconds % 30 == 0)) || continue
     new=$(tail -n "+$1" "$LOG" | tail -c 300000)
     compiled=$(grep -oE '^ *\[[0-9]+/[0-9]+\]' <<<"$new" | tail -n 1 | tr -d ' ') || true
-    printf "$start      %d:%02d  %.70s$end" $((seconds / 60)) $((seconds % 60)) \
-      "${compiled:-$(tail -n 1 <<<"$new")}"
+    printf '      %d:%02d  %.80s\n' $((seconds / 60)) $((seconds % 60)) "${compiled:-$(tail -n 1 <<<"$new")}"
   done
 }
 
-stop_watching() {
-  [[ -n $WATCHER ]] || return 0
-  { kill "$WATCHER" && wait "$WATCHER"; } 2>/dev/null || true
-  WATCHER=
-  [[ ! -t 1 ]] || printf '\r\033[K'
-}
+stop_watching() { { kill "$WATCHER" && wait "$WATCHER"; } 2>/dev/null || WATCHER=; }
 trap stop_watching EXIT
 trap 'fail "interrupted" "run the same command again: it goes on from here"' INT TERM
 
@@ -60,7 +48,7 @@ run() { # COMMAND...: what it prints goes to the log; if it fails, the lines tha
   local first status=0 why
   printf '\n$ %s\n' "$*" >>"$LOG"
   first=$(wc -l <"$LOG")
-  watch_log "$((first + 1))" &
+  watch_log "$((first + 1))" 9<&- & # without the lock, which goes with the work
   WATCHER=$!
   "$@" >>"$LOG" 2>&1 </dev/null || status=$?
   stop_watching
@@ -76,9 +64,6 @@ run() { # COMMAND...: what it prints goes to the log; if it fails, the lines tha
 
 py() { "$VENV/bin/python" "$@"; }
 pin() { sed -n "s/^$1==//p" constraints.txt; }
-has_pinned() {
-  [[ $(py -c "import importlib.metadata as m; print(m.version('$1'))" 2>/dev/null) = "$(pin "$1")" ]]
-}
 
 # What an environment depends on: where it is, its Python, and what describes and builds it.
 state_key() {
@@ -120,7 +105,7 @@ choose_torch() {
 check_machine() {
   step 'checking this machine'
   choose_torch
-  local base=$PYTHON version headers tool free need=5
+  local base=$PYTHON version headers free need=5
   if py -c '' 2>/dev/null; then base=$VENV/bin/python; fi
   version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
     fail "there is no Python at '$base'" 'install Python 3.11, or name one: PYTHON=/path/to/python3.11'
@@ -129,14 +114,12 @@ check_machine() {
   "$base" -c 'import ensurepip, venv' 2>/dev/null || lacks "$base has no venv module" python3-venv
   headers=$("$base" -c 'import sysconfig; print(sysconfig.get_path("include"))')
   [[ -f $headers/Python.h ]] || lacks "$base has no C headers ($headers/Python.h)" python3-dev
-  for tool in gcc g++; do
-    command -v "$tool" >/dev/null || lacks "there is no $tool, and mmcv's ops are compiled here" g++
-  done
+  command -v g++ >/dev/null || lacks "there is no g++, and mmcv's ops are compiled here" g++
   [[ ! -d $VENV || -f $VENV/pyvenv.cfg || -f $LOG || -z $(ls -A "$VENV") ]] ||
     fail "$VENV is there and is not a Python environment" 'name another folder: VENV='
   if [[ $TORCH = cuda ]]; then need=15; fi
   free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
-  ((free >= need)) || say "warning: $free GB are free; an environment takes up to $need GB"
+  ((free >= need)) || say "warning: $free GB are free here; an environment takes up to $need GB"
   say "Python $version, $(nproc) cores, torch for $TORCH"
 }
 
@@ -179,18 +162,17 @@ PY
 
 install_torch() {
   step 'torch'
-  local index=() answers='import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=4)'
   if [[ $TORCH = cuda ]] && ! torch_is_ready; then use_own_cuda_torch; fi
   if ! torch_is_ready; then
-    if [[ $TORCH = cpu ]]; then
-      # Its wheels are named X+cpu, which pip prefers to PyPI's X (CUDA, several GB).
-      if timeout 8 "$VENV/bin/python" -c "$answers" "$CPU_INDEX/torch/" 2>/dev/null; then
-        index=(--extra-index-url "$CPU_INDEX")
-      else
-        say "no answer from $CPU_INDEX: taking the torch that pip finds elsewhere (PyPI's: several GB)"
-      fi
+    local where=() ask="import urllib.request as u; u.urlopen('$CPU_INDEX/torch/', timeout=4)"
+    if [[ $TORCH = cuda ]]; then
+      say 'the CUDA build: several GB'
+    elif timeout 8 "$VENV/bin/python" -c "$ask" 2>/dev/null; then
+      where=(--extra-index-url "$CPU_INDEX") # its X+cpu goes before PyPI's X, several GB with CUDA
+    else
+      say "no answer from $CPU_INDEX: taking the torch that pip finds elsewhere (PyPI's: several GB)"
     fi
-    pip_install torch "torch==$(pin torch)" ${index[@]+"${index[@]}"}
+    pip_install torch "torch==$(pin torch)" ${where[@]+"${where[@]}"}
   fi
   torch_is_ready || fail "the torch that pip found does not work for $TORCH (python -c 'import torch' in $VENV)" \
     'make clean-env, then PYTHON= with a torch that works, or MMVIM_TORCH=cpu or cuda'
@@ -199,7 +181,7 @@ install_torch() {
 
 install_mmengine() {
   step 'mmengine, OpenCV'
-  if ! has_pinned mmengine || unfinished mmengine; then pip_install mmengine mmengine; fi
+  pip_install mmengine mmengine
   if py -c 'import cv2' 2>/dev/null; then return; fi
   say 'opencv-python cannot be loaded (bare machines lack libGL): using opencv-python-headless'
   run py -m pip uninstall -y opencv-python opencv-python-headless
@@ -208,9 +190,10 @@ install_mmengine() {
 }
 
 mmcv_is_ready() {
-  ! unfinished mmcv && has_pinned mmcv && py >>"$LOG" 2>&1 - <<PY
-import torch
+  ! unfinished mmcv && py >>"$LOG" 2>&1 - <<PY
+import mmcv, torch
 from mmcv.ops import get_compiling_cuda_version, nms
+assert mmcv.__version__ == '$(pin mmcv)'
 boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 2.]])
 assert len(nms(boxes, torch.tensor([0.9, 0.8]), 0.5)[1]) == 1
 assert not $CUDA_OPS or get_compiling_cuda_version() != 'not available'
@@ -233,8 +216,7 @@ install_mmcv() {
   step "mmcv $(pin mmcv) with its compiled ops"
   plan_build
   if mmcv_is_ready; then return; fi
-  say "compiling takes about 6 minutes on two idle cores, up to 20 under load (now: $MAX_JOBS compilers);"
-  say 'an earlier build that pip has kept takes none'
+  say "$MAX_JOBS compilers: about 6 minutes on two idle cores, up to 20 under load; none if pip has kept a build"
   [[ $TORCH$CUDA_OPS != cuda0 ]] || say 'note: torch sees no GPU, or nvcc is missing: CPU ops only'
   ((!CUDA_OPS)) || say 'with CUDA ops: longer; for the CPU ops only: CUDA_VISIBLE_DEVICES= make install'
   # --no-deps: all it needs came with mmengine.
@@ -247,32 +229,23 @@ install_mmcv() {
     'make clean-env, then again; if that does not help, report it with the log'
 }
 
-install_tasks() {
-  step 'mmsegmentation, mmdet, pytest, ruff'
-  pip_install tasks mmsegmentation mmdet ftfy regex pytest ruff
-}
-
-install_project() {
-  step 'this project (editable), and a check of it all'
-  pip_install project -v --no-build-isolation --no-deps -e .
-  run py -c 'import mmcv.ops, mmdet.models, mmseg.models, mmvim'
-}
-
 # ---------------- the order
 
-if is_complete; then exit; fi
+is_complete && exit
 exec 9<tools/install.sh # two installs of one checkout take turns
 flock -n 9 || { say 'another install is running here: waiting for it' && flock 9; }
-if is_complete; then exit; fi
-
+is_complete && exit
 check_machine
 rm -f "$STAMP"
 make_environment
+KEY=$(state_key) # before anything is read: an edit during the install is not covered by it
 install_torch
 install_mmengine
 install_mmcv
-install_tasks
-install_project
-{ state_key && echo "$TORCH"; } >"$STAMP.new"
-mv "$STAMP.new" "$STAMP"
+step 'mmsegmentation, mmdet, pytest, ruff'
+pip_install tasks mmsegmentation mmdet ftfy regex pytest ruff
+step 'this project (editable), and a check of it all'
+pip_install project -v --no-build-isolation --no-deps -e .
+run py -c 'import mmcv.ops, mmdet.models, mmseg.models, mmvim'
+printf '%s\n' "$KEY" "$TORCH" >"$STAMP"
 say "${VENV#"$PWD/"} is ready"
