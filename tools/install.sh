@@ -27,7 +27,7 @@ fail() { # REASON WHAT_TO_DO
   printf '\nInstall stopped at step %d/7 (%s):\n  %s\n  To do: %s\n' "$STEP" "$DOING" "$1" "$2" >&2
   exit 1
 }
-lacks() { fail "$1" "on Debian and Ubuntu: apt install $2"; }
+lacks() { fail "$1" 'on Debian and Ubuntu: apt install python3-venv python3-dev g++'; }
 
 # Every half minute: how long this takes, and how far the compiler (or the log) has come.
 watch_log() { # FIRST_LINE
@@ -111,10 +111,10 @@ check_machine() {
     fail "there is no Python at '$base'" 'install Python 3.11, or name one: PYTHON=/path/to/python3.11'
   [[ $version =~ ^3\.(10|11|12)$ ]] ||
     fail "$base is Python $version; mmcv $(pin mmcv) needs 3.10, 3.11 or 3.12" 'name one: PYTHON=/path/to/python3.11'
-  "$base" -c 'import ensurepip, venv' 2>/dev/null || lacks "$base has no venv module" python3-venv
+  "$base" -c 'import ensurepip, venv' 2>/dev/null || lacks "$base has no venv module"
   headers=$("$base" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-  [[ -f $headers/Python.h ]] || lacks "$base has no C headers ($headers/Python.h)" python3-dev
-  command -v g++ >/dev/null || lacks "there is no g++, and mmcv's ops are compiled here" g++
+  [[ -f $headers/Python.h ]] || lacks "$base has no C headers ($headers/Python.h)"
+  command -v g++ >/dev/null || lacks "there is no g++, and mmcv's ops are compiled here"
   [[ ! -d $VENV || -f $VENV/pyvenv.cfg || -f $LOG || -z $(ls -A "$VENV") ]] ||
     fail "$VENV is there and is not a Python environment" 'name another folder: VENV='
   if [[ $TORCH = cuda ]]; then need=15; fi
@@ -231,7 +231,7 @@ install_mmcv() {
 
 # ---------------- the order
 
-is_complete && exit
+is_complete && { say "${VENV#"$PWD/"} is complete" && exit; }
 exec 9<tools/install.sh # two installs of one checkout take turns
 flock -n 9 || { say 'another install is running here: waiting for it' && flock 9; }
 is_complete && exit
