@@ -1,5 +1,7 @@
 """Train a segmentor, detector or classifier: ``python tools/train.py CONFIG``."""
 
+from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.runner import Runner
 
 import mmvim  # noqa: F401  (registers the models)
@@ -25,17 +27,22 @@ def parse_args():
     return command_line(parser)
 
 
+def use_amp(cfg: Config) -> None:
+    """Replace the plain optimizer wrapper by the one for mixed precision."""
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f'--amp works with an OptimWrapper, optim_wrapper.type is {kind}')
+    if get_device() == 'cpu':
+        raise UserError('--amp needs an accelerator: mmengine trains in float32 on the CPU')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
     if args.amp:
-        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise UserError(
-                f'--amp works with optim_wrapper type OptimWrapper, the config has {kind}'
-            )
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        use_amp(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')

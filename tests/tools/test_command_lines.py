@@ -1,0 +1,180 @@
+"""The real command lines on generated data: train, test, resume, draw, and refuse."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from mmvim.datasets.shapes import write_ade20k
+
+ROOT = Path(__file__).parents[2]
+DEMO = 'configs/vim/vim-demo_upernet_shapes-128x128.py'
+
+
+def tool(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def passed(result: subprocess.CompletedProcess) -> str:
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-3000:]
+    return output
+
+
+def refused(result: subprocess.CompletedProcess) -> str:
+    """The message of a tool that ended on purpose: non-zero and without a traceback."""
+    assert result.returncode != 0
+    assert 'Traceback' not in result.stderr, result.stderr[-3000:]
+    return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('data') / 'shapes'
+    write_ade20k(root, train=6, val=3, size=64)
+    return root
+
+
+def options(data: Path, **more) -> list[str]:
+    """The demo config cut down to seconds."""
+    settings = {f'{name}_dataloader.dataset.data_root': data for name in ('train', 'val', 'test')}
+    settings |= {
+        'train_dataloader.batch_size': 2,
+        'model.backbone.arch.embed_dims': 32,
+        'model.backbone.arch.depth': 4,
+        'model.backbone.out_indices': '0,1,2,3',
+        'model.backbone.img_size': 64,
+        'model.data_preprocessor.size': '64,64',
+        'model.neck.in_channels': 32,
+        'model.decode_head.in_channels': '32,32,32,32',
+        'model.decode_head.channels': 16,
+        'model.auxiliary_head.in_channels': 32,
+        'default_hooks.checkpoint.interval': 2,
+        'default_hooks.logger.interval': 1,
+    }
+    settings |= {key.replace('__', '.'): value for key, value in more.items()}
+    return ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
+
+
+@pytest.fixture(scope='module')
+def trained(data, tmp_path_factory) -> Path:
+    """A work dir after 4 iterations."""
+    work_dir = tmp_path_factory.mktemp('work')
+    settings = options(data, train_cfg__max_iters=4, train_cfg__val_interval=4)
+    passed(tool('train.py', DEMO, '--work-dir', work_dir, *settings))
+    return work_dir
+
+
+def scalars(work_dir: Path, key: str) -> list[float]:
+    """The logged values of one quantity in the newest run of a work dir."""
+    log = max(work_dir.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def test_training_logs_validates_and_saves(trained):
+    assert (trained / 'iter_2.pth').exists() and (trained / 'iter_4.pth').exists()
+    assert len(scalars(trained, 'loss')) == 4
+    assert 0 <= scalars(trained, 'mIoU')[0] <= 100
+
+
+def test_resume_goes_on_where_training_stopped(data, trained, tmp_path):
+    # As after a kill: the newest checkpoint is from iteration 2.
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (tmp_path / 'iter_4.pth').unlink()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
+    settings = options(data, train_cfg__max_iters=4, train_cfg__val_interval=4)
+    output = passed(tool('train.py', DEMO, '--work-dir', tmp_path, '--resume', *settings))
+    assert 'resumed epoch: 0, iter: 2' in output
+    assert scalars(tmp_path, 'iter')[:2] == [3, 4]
+    resumed = torch.load(tmp_path / 'iter_4.pth', weights_only=True)
+    assert resumed['optimizer']['state'][0]['step'] == 4
+    assert resumed['param_schedulers'][0]['last_step'] == 4
+
+
+def test_resume_from_a_named_checkpoint_without_validation(data, trained, tmp_path):
+    settings = options(data, train_cfg__max_iters=3)
+    named = ['--resume', trained / 'iter_2.pth', '--no-validate']
+    output = passed(tool('train.py', DEMO, '--work-dir', tmp_path, *named, *settings))
+    assert 'resumed epoch: 0, iter: 2' in output
+    assert scalars(tmp_path, 'iter') == [3]
+    assert scalars(tmp_path, 'mIoU') == []
+
+
+def test_testing_reports_draws_and_writes(data, trained, tmp_path):
+    checkpoint = trained / 'iter_4.pth'
+    destinations = ['--work-dir', tmp_path, '--show-dir', 'pictures', '--out', tmp_path / 'out']
+    # From another folder: a relative --show-dir is the user's, not the repository's.
+    config = [ROOT / DEMO, checkpoint]
+    output = passed(tool('test.py', *config, *destinations, *options(data), cwd=tmp_path))
+    assert '|  ground  |' in output
+    metrics = json.loads(next(tmp_path.glob('*/*.json')).read_text())
+    assert abs(metrics['mIoU'] - scalars(trained, 'mIoU')[0]) < 0.01  # as when validating
+    pictures = list((tmp_path / 'pictures').glob('*.png'))
+    assert len(pictures) == 3
+    assert cv2.imread(str(pictures[0])).shape == (64, 128, 3)  # truth and prediction side by side
+    maps = sorted((tmp_path / 'out').glob('*.png'))
+    assert len(maps) == 3
+    assert cv2.imread(str(maps[0]), cv2.IMREAD_UNCHANGED).shape == (64, 64)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ('touch executed',)
+
+
+def test_unsafe_and_broken_checkpoints_are_refused(data, trained, tmp_path):
+    hostile, cut = tmp_path / 'hostile.pth', tmp_path / 'cut.pth'
+    torch.save({'state_dict': {}, 'x': Hostile()}, hostile)
+    cut.write_bytes((trained / 'iter_4.pth').read_bytes()[:5000])
+    work_dir = ['--work-dir', tmp_path]
+    message = refused(tool('test.py', DEMO, hostile, *work_dir, *options(data), cwd=ROOT))
+    assert 'hostile.pth was refused' in message and '--trust-checkpoint' in message
+    assert not (ROOT / 'executed').exists()
+    message = refused(tool('test.py', DEMO, cut, *work_dir, *options(data)))
+    assert 'cut.pth cannot be read' in message and '5000 bytes' in message
+
+
+def test_a_trusted_checkpoint_may_be_more_than_weights(data, trained, tmp_path):
+    content = torch.load(trained / 'iter_4.pth', weights_only=True)
+    path = tmp_path / 'with_path.pth'
+    torch.save({**content, 'origin': Path('somewhere')}, path)
+    arguments = [DEMO, path, '--work-dir', tmp_path, *options(data)]
+    assert 'was refused' in refused(tool('test.py', *arguments))
+    assert 'mIoU' in passed(tool('test.py', *arguments, '--trust-checkpoint'))
+
+
+def test_what_is_missing_is_named(data, tmp_path):
+    real = 'configs/vim/vim-tiny_upernet_8xb2-160k_ade20k-512x512.py'
+    here = ['--work-dir', tmp_path]
+    message = refused(tool('train.py', 'configs/nothing.py', *here))
+    assert 'configs/nothing.py: there is no such file' in message
+
+    elsewhere = ['--cfg-options', f'train_dataloader.dataset.data_root={tmp_path / "ade"}']
+    message = refused(tool('train.py', real, *here, *elsewhere))
+    assert 'train_dataloader.dataset.data_root' in message and 'docs/data.md' in message
+
+    (tmp_path / 'cls.py').write_text("default_scope = 'mmpretrain'\n")
+    message = refused(tool('train.py', tmp_path / 'cls.py', *here))
+    assert 'mmpretrain, which is not installed' in message and '[cls]' in message
+
+    (tmp_path / 'inherits.py').write_text("_base_ = 'mmpretrain::_base_/default_runtime.py'\n")
+    assert 'mmpretrain, which is not' in refused(tool('train.py', tmp_path / 'inherits.py', *here))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='mixed precision works on a GPU')
+def test_mixed_precision_without_a_gpu_is_refused(data, tmp_path):
+    arguments = [DEMO, '--work-dir', tmp_path, '--amp', *options(data)]
+    assert '--amp needs an accelerator' in refused(tool('train.py', *arguments))
+
+
+def test_out_must_suit_the_task(data, tmp_path):
+    arguments = [DEMO, 'x.pth', '--work-dir', tmp_path, '--out', 'x.pkl', *options(data)]
+    assert '--out must be a folder for mmseg' in refused(tool('test.py', *arguments))
