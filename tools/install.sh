@@ -9,7 +9,6 @@
 # says that the environment is complete, and it is written last.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
 [[ $VENV = /* ]] || VENV=$PWD/$VENV
@@ -20,11 +19,11 @@ LOG=$VENV/install.log
 STEP=0 DOING=start WATCHER=
 
 # ---------------- saying what happens
-
 say() { printf '      %s\n' "$*"; }
 step() { DOING=$1 && printf '[%d/7] %s\n' $((++STEP)) "$DOING"; }
+exec 3>&2 # an interrupt comes while a step's output goes to the log
 fail() { # REASON WHAT_TO_DO
-  printf '\nInstall stopped at step %d/7 (%s):\n  %s\n  To do: %s\n' "$STEP" "$DOING" "$1" "$2" >&2
+  printf '\nInstall stopped at step %d/7 (%s):\n  %s\n  To do: %s\n' "$STEP" "$DOING" "$1" "$2" >&3
   exit 1
 }
 lacks() { fail "$1" 'on Debian and Ubuntu: apt install python3-venv python3-dev g++'; }
@@ -61,7 +60,6 @@ run() { # COMMAND...: what it prints goes to the log; if it fails, the lines tha
 }
 
 # ---------------- looking at what is there
-
 py() { "$VENV/bin/python" "$@"; }
 pin() { sed -n "s/^$1==//p" constraints.txt; }
 
@@ -91,7 +89,6 @@ pip_install() { # MARK ARGUMENTS...
 }
 
 # ---------------- the steps
-
 choose_torch() {
   local kept found=cpu
   kept=$(cat "$VENV/.torch" 2>/dev/null) || true
@@ -230,7 +227,6 @@ install_mmcv() {
 }
 
 # ---------------- the order
-
 is_complete && { say "${VENV#"$PWD/"} is complete" && exit; }
 exec 9<tools/install.sh # two installs of one checkout take turns
 flock -n 9 || { say 'another install is running here: waiting for it' && flock 9; }
