@@ -67,7 +67,7 @@ pin() { sed -n "s/^$1==//p" constraints.txt; }
 state_key() {
   {
     echo "$PWD" && py -VV && cat constraints.txt setup.py tools/install.sh
-    find ops/csrc -type f -exec cat {} + 2>/dev/null || true # the compiled op, where there is one
+    find ops/csrc ops/build*.py -type f -exec cat {} + 2>/dev/null || true # the compiled op, where there is one
   } | sha256sum
 }
 
@@ -244,4 +244,5 @@ step 'this project (editable), and a check of it all'
 pip_install project -v --no-build-isolation --no-deps -e .
 run py -c 'import mmcv.ops, mmdet.models, mmseg.models, mmvim'
 printf '%s\n' "$KEY" "$TORCH" >"$STAMP"
-say "${VENV#"$PWD/"} is ready"
+backends=$(py -c 'import mmvim_ops; print(*mmvim_ops.available_backends())')
+say "${VENV#"$PWD/"} is ready; backends of the selective scan: $backends"
