@@ -1,7 +1,11 @@
 """Package metadata. The usual way in is ``make install``; see README.md."""
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / 'ops'))
+from build_cpp import BuildOps, extensions
 
 MMSEG = ['mmsegmentation>=1.2.0', 'ftfy', 'regex']
 MMDET = ['mmdet>=3.3.0']
@@ -17,6 +21,8 @@ setup(
     packages=find_packages(include=['mmvim', 'mmvim.*'])
     + find_packages('ops', include=['mmvim_ops', 'mmvim_ops.*']),
     package_dir={'mmvim_ops': 'ops/mmvim_ops'},
+    ext_modules=extensions(),
+    cmdclass={'build_ext': BuildOps},
     python_requires='>=3.10',
     install_requires=['torch>=2.4', 'numpy', 'mmengine>=0.10.5', 'mmcv>=2.1.0,<2.2.0'],
     extras_require={

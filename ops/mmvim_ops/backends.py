@@ -1,25 +1,36 @@
 """The registry of backends: what exists, what can run here, and which one a device gets."""
+
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import torch_scan
+import torch
+
+from . import cpp_backend, torch_conv, torch_scan
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of the scan.
+    """One implementation of the operations. All get checked arguments.
 
     Args:
         name (str): What users pass as ``backend``.
-        scan (Callable): ``(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)`` with
-            checked arguments to ``(out, last_state)``.
         device_types (tuple[str, ...] | None): Device types it runs on; None for all.
         missing (Callable): Returns why it cannot run on this machine, None where it can.
+        scan (Callable): ``(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)`` to
+            ``(out, last_state)``.
+        bidirectional_scan (Callable | None): ``(forward, backward, z, delta_softplus, scale)`` to
+            ``out``, where both directions are ``(u, delta, A, B, C, D, delta_bias)``. None: two
+            scans.
+        conv1d (Callable): ``(x, weight, bias, silu, reverse)`` to ``out``.
     """
+
     name: str
-    scan: Callable
     device_types: tuple[str, ...] | None
     missing: Callable[[], str | None]
+    scan: Callable
+    bidirectional_scan: Callable | None = None
+    conv1d: Callable = torch_conv.conv1d
 
     def runs_on(self, device_type: str) -> bool:
         return self.device_types is None or device_type in self.device_types
@@ -27,10 +38,21 @@ class Backend:
 
 # In order of preference: the first that is present and runs on the device is the default.
 BACKENDS = {
-    backend.name: backend for backend in (
-        Backend('torch', torch_scan.scan, None, lambda: None),
+    backend.name: backend
+    for backend in (
+        Backend(
+            'cpp',
+            ('cpu',),
+            lambda: cpp_backend.MISSING,
+            cpp_backend.scan,
+            cpp_backend.bidirectional_scan,
+            cpp_backend.conv1d,
+        ),
+        Backend('torch', None, lambda: None, torch_scan.scan),
     )
 }
+
+_warned = set()
 
 
 def available_backends() -> tuple[str, ...]:
@@ -45,8 +67,11 @@ def choose_backend(name: str | None, device_type: str) -> Backend:
         ValueError: The name is unknown, or the backend cannot run here or on this device.
     """
     if name is None:
-        return next(backend for backend in BACKENDS.values()
-                    if backend.runs_on(device_type) and backend.missing() is None)
+        suitable = [backend for backend in BACKENDS.values() if backend.runs_on(device_type)]
+        chosen = next(backend for backend in suitable if backend.missing() is None)
+        if chosen is not suitable[0] and not torch.compiler.is_compiling():
+            _warn_once(suitable[0], chosen)
+        return chosen
     if name not in BACKENDS:
         raise ValueError(f'backend must be None or one of {available_backends()}, got {name!r}')
     backend = BACKENDS[name]
@@ -54,6 +79,18 @@ def choose_backend(name: str | None, device_type: str) -> Backend:
     if reason is not None:
         raise ValueError(f'backend {name!r} is not available here: {reason}')
     if not backend.runs_on(device_type):
-        raise ValueError(f'backend {name!r} runs on {" and ".join(backend.device_types)}, but u is '
-                         f'on {device_type}')
+        raise ValueError(
+            f'backend {name!r} runs on {" and ".join(backend.device_types)}, but u is '
+            f'on {device_type}'
+        )
     return backend
+
+
+def _warn_once(better: Backend, chosen: Backend) -> None:
+    if better.name not in _warned:
+        _warned.add(better.name)
+        warnings.warn(
+            f'mmvim_ops uses its slower backend {chosen.name!r}, as {better.name!r} is '
+            f'missing: {better.missing()}',
+            stacklevel=4,
+        )

@@ -1,27 +1,33 @@
 """Argument checks that run before any kernel: each message names the argument, what was given and
 what is needed."""
+
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_tensor(name: str, x, like: Tensor | None = None) -> None:
-    """Raise unless ``x`` is a real floating tensor on the device of ``like``."""
+def check_tensor(name: str, x, like: Tensor | None = None, like_name: str = 'u') -> None:
+    """Raise unless ``x`` is a real floating tensor that can be computed with ``like``."""
     if not isinstance(x, Tensor):
         raise TypeError(f'{name} must be a tensor, got {type(x).__name__}')
     if x.is_complex():
-        raise TypeError(f'{name} must be real, got {x.dtype}: complex state matrices are not '
-                        'supported')
+        raise TypeError(
+            f'{name} must be real, got {x.dtype}: complex state matrices are not supported'
+        )
     if x.dtype not in FLOATS:
         raise TypeError(f'{name} must be float64, float32, float16 or bfloat16, got {x.dtype}')
     if like is None:
         return
     if x.device != like.device:
-        raise ValueError(f'{name} must be on the device of u, {like.device}, got {x.device}')
+        raise ValueError(
+            f'{name} must be on the device of {like_name}, {like.device}, got {x.device}'
+        )
     if (x.dtype == torch.float64) != (like.dtype == torch.float64):
-        raise TypeError(f'{name} is {x.dtype} and u is {like.dtype}: float64 must be used for all '
-                        'arguments or for none')
+        raise TypeError(
+            f'{name} is {x.dtype} and {like_name} is {like.dtype}: float64 must be '
+            'used for all arguments or for none'
+        )
 
 
 def check_shape(name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
@@ -33,12 +39,14 @@ def check_shape(name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> N
 def check_rank(name: str, x: Tensor, rank: int, meaning: str) -> None:
     """Raise unless ``x`` has this many dimensions."""
     if x.ndim != rank:
-        raise ValueError(f'{name} must have {rank} dimensions {meaning}, got {x.ndim}: shape '
-                         f'{tuple(x.shape)}')
+        raise ValueError(
+            f'{name} must have {rank} dimensions {meaning}, got {x.ndim}: shape {tuple(x.shape)}'
+        )
 
 
-def check_input_matrix(name: str, x: Tensor, batch: int, channels: int, states: int,
-                       length: int) -> int | None:
+def check_input_matrix(
+    name: str, x: Tensor, batch: int, channels: int, states: int, length: int
+) -> int | None:
     """Check B or C and return its number of groups, None where it is constant over time."""
     if x.ndim == 2:
         check_shape(name, x, (channels, states), '(channels, states)')
@@ -49,12 +57,54 @@ def check_input_matrix(name: str, x: Tensor, batch: int, channels: int, states: 
     if x.ndim == 4:
         groups = x.shape[1]
         if groups == 0 or channels % groups:
-            raise ValueError(f'{name} has {groups} groups, which does not divide the {channels} '
-                             'channels of u')
+            raise ValueError(
+                f'{name} has {groups} groups, which does not divide the {channels} channels of u'
+            )
         check_shape(name, x, (batch, groups, states, length), '(batch, groups, states, length)')
         return groups
-    raise ValueError(f'{name} must have 2 dimensions (channels, states), 3 (batch, states, length) '
-                     f'or 4 (batch, groups, states, length), got {x.ndim}: shape {tuple(x.shape)}')
+    raise ValueError(
+        f'{name} must have 2 dimensions (channels, states), 3 (batch, states, length) '
+        f'or 4 (batch, groups, states, length), got {x.ndim}: shape {tuple(x.shape)}'
+    )
+
+
+def check_bidirectional_scan(forward, backward, z, scale) -> None:
+    """Check the arguments of :func:`mmvim_ops.bidirectional_selective_scan`."""
+    for name, direction in (('forward', forward), ('backward', backward)):
+        try:
+            check_scan(*direction[:6], z, direction.delta_bias)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f'{name}: {error}') from None
+    for what in ('shape', 'dtype', 'device'):
+        ours, theirs = getattr(forward.u, what), getattr(backward.u, what)
+        if ours != theirs:
+            raise ValueError(
+                f'forward.u and backward.u must have the same {what}, got {ours} and {theirs}'
+            )
+    if not isinstance(scale, (int, float)):
+        raise TypeError(f'scale must be a number, got {type(scale).__name__}')
+
+
+def check_conv1d(x, weight, bias, activation) -> None:
+    """Check the arguments of :func:`mmvim_ops.causal_conv1d`."""
+    check_tensor('x', x)
+    check_rank('x', x, 3, '(batch, channels, length)')
+    channels = x.shape[1]
+    check_tensor('weight', weight, x, 'x')
+    if (
+        weight.ndim not in (2, 3)
+        or weight.shape[-1] == 0
+        or (tuple(weight.shape[:-1]) != (channels, 1)[: weight.ndim - 1])
+    ):
+        raise ValueError(
+            f'weight must have shape (channels, taps) or (channels, 1, taps) with '
+            f'{channels} channels and at least one tap, got {tuple(weight.shape)}'
+        )
+    if bias is not None:
+        check_tensor('bias', bias, x, 'x')
+        check_shape('bias', bias, (channels,), '(channels,)')
+    if activation not in (None, 'silu'):
+        raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
 
 
 def check_scan(u, delta, A, B, C, D, z, delta_bias) -> None:
@@ -74,11 +124,14 @@ def check_scan(u, delta, A, B, C, D, z, delta_bias) -> None:
     check_shape('A', A, (channels, states), '(channels, states)')
     if states == 0:
         raise ValueError(f'A must have at least one state, got shape {tuple(A.shape)}')
-    groups = [check_input_matrix(name, x, batch, channels, states, length)
-              for name, x in (('B', B), ('C', C))]
+    groups = [
+        check_input_matrix(name, x, batch, channels, states, length)
+        for name, x in (('B', B), ('C', C))
+    ]
     if None not in groups and groups[0] != groups[1]:
-        raise ValueError(f'B and C must have the same number of groups, got {groups[0]} and '
-                         f'{groups[1]}')
+        raise ValueError(
+            f'B and C must have the same number of groups, got {groups[0]} and {groups[1]}'
+        )
     if z is not None:
         check_shape('z', z, (batch, channels, length), '(batch, channels, length)')
     for name, x in (('D', D), ('delta_bias', delta_bias)):

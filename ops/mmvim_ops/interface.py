@@ -1,15 +1,45 @@
 """The public functions: check the arguments, choose a backend, call it."""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import choose_backend
-from .checks import check_scan
+from .checks import check_bidirectional_scan, check_conv1d, check_scan
+from .naive import compute_dtype
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                   D: Tensor | None = None, z: Tensor | None = None,
-                   delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                   return_last_state: bool = False, *, reverse: bool = False,
-                   backend: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
+class Direction(NamedTuple):
+    """What one direction of :func:`bidirectional_selective_scan` has of its own.
+
+    Shapes and meaning are those of :func:`selective_scan`. A plain tuple in this order serves, too.
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    delta_bias: Tensor | None = None
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    reverse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     r"""Run a diagonal state space model whose parameters depend on the input.
 
     For every batch element and channel, with h of N states and h₋₁ = 0,
@@ -60,6 +90,99 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     """
     check_scan(u, delta, A, B, C, D, z, delta_bias)
     chosen = choose_backend(backend, u.device.type)
-    out, last_state = chosen.scan(u, delta, A, B, C, D, z, delta_bias, bool(delta_softplus),
-                                  bool(reverse))
+    out, last_state = chosen.scan(
+        u, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), bool(reverse)
+    )
     return (out, last_state) if return_last_state else out
+
+
+def bidirectional_selective_scan(
+    forward: Direction,
+    backward: Direction,
+    z: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    scale: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Scan a sequence from both ends, gate both results with ``z`` and add them, in one call.
+
+        out = (y_forward + y_backward) · silu(z) · scale
+
+    where y is :func:`selective_scan` without gate, y_backward with ``reverse=True``: every tensor
+    of ``backward`` is in the order of the sequence, nothing is flipped. This is the mixer of Zhu et
+    al., "Vision Mamba", arXiv:2401.09417, algorithm 1; its released models have scale 0.5. The two
+    directions may share tensors.
+
+    Args:
+        forward (Direction): Tensors of the scan from the first time step to the last.
+        backward (Direction): Tensors of the scan from the last to the first, of the same sizes.
+        z (Tensor | None): Gate of both, (batch, channels, length).
+        delta_softplus (bool): Whether ``delta`` of both goes through a softplus.
+        scale (float): Factor of the sum.
+        backend (str | None): As in :func:`selective_scan`.
+
+    Returns:
+        Tensor: (batch, channels, length), dtype and memory layout of ``forward.u``; differentiable
+        once.
+
+    Raises:
+        TypeError, ValueError: As :func:`selective_scan`; the message says which direction. Also
+            where the two directions differ in size, dtype or device of ``u``.
+    """
+    forward, backward = Direction(*forward), Direction(*backward)
+    check_bidirectional_scan(forward, backward, z, scale)
+    chosen = choose_backend(backend, forward.u.device.type)
+    delta_softplus = bool(delta_softplus)
+    if chosen.bidirectional_scan is not None:
+        return chosen.bidirectional_scan(forward, backward, z, delta_softplus, float(scale))
+    dtype = compute_dtype(forward.u.dtype)
+    out = sum(
+        chosen.scan(*direction[:6], None, direction.delta_bias, delta_softplus, reverse)[0].to(
+            dtype
+        )
+        for direction, reverse in ((forward, False), (backward, True))
+    )
+    if z is not None:
+        out = out * F.silu(z.to(dtype))
+    return (out * scale).to(forward.u.dtype)
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    activation: str | None = 'silu',
+    backend: str | None = None,
+) -> Tensor:
+    """Convolve every channel with its own filter over the present and the past.
+
+        out_t = activation(bias + Σ_k weight_k x_{t − (taps − 1) + k}),    x_t = 0 for t < 0
+
+    as ``nn.Conv1d(channels, channels, taps, groups=channels, padding=taps - 1)`` cut to the length
+    of its input. Any strides are accepted, and the output has the memory layout of ``x``.
+
+    Args:
+        x (Tensor): Input, (batch, channels, length).
+        weight (Tensor): Filters, (channels, taps) or, as in ``nn.Conv1d``, (channels, 1, taps).
+        bias (Tensor | None): (channels,).
+        reverse (bool): See the future in place of the past: equal to flipping ``x``, convolving and
+            flipping back.
+        activation (str | None): 'silu' or None.
+        backend (str | None): As in :func:`selective_scan`.
+
+    Returns:
+        Tensor: (batch, channels, length) in the dtype of ``x``; differentiable once.
+
+    Raises:
+        TypeError: An argument is no tensor, not of a real floating dtype, or float64 is mixed with
+            other dtypes.
+        ValueError: A rank, shape or device does not fit, the activation or backend is unknown.
+    """
+    check_conv1d(x, weight, bias, activation)
+    chosen = choose_backend(backend, x.device.type)
+    if weight.ndim == 3:
+        weight = weight.squeeze(1)
+    return chosen.conv1d(x, weight, bias, activation == 'silu', bool(reverse))

@@ -3,6 +3,7 @@
 Every backend is tested against this file. It runs on any device and in any floating dtype, and
 autograd differentiates it (any number of times); it is slow and keeps every state for backward.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,24 +24,36 @@ def per_channel(x: Tensor, u: Tensor) -> Tensor:
     return x.repeat_interleave(channels // x.shape[1], dim=1)
 
 
-def selective_scan_naive(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
-                         return_last_state=False, *, reverse=False):
+def selective_scan_naive(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D=None,
+    z=None,
+    delta_bias=None,
+    delta_softplus=False,
+    return_last_state=False,
+    *,
+    reverse=False,
+):
     """Arguments, result and equation as :func:`mmvim_ops.selective_scan`; nothing is checked."""
     dtype = compute_dtype(u.dtype)
     x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
-    B, C = per_channel(B.to(dtype), u), per_channel(C.to(dtype), u)           # (B, D, N, L)
+    B, C = per_channel(B.to(dtype), u), per_channel(C.to(dtype), u)  # (B, D, N, L)
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None]
     if delta_softplus:
         delta = F.softplus(delta)
 
-    h = x.new_zeros(*x.shape[:2], A.shape[1])                                 # (B, D, N)
+    h = x.new_zeros(*x.shape[:2], A.shape[1])  # (B, D, N)
     y = [None] * x.shape[2]
     for t in reversed(range(len(y))) if reverse else range(len(y)):
         decay = torch.exp(delta[:, :, t, None] * A)
         h = decay * h + (delta[:, :, t] * x[:, :, t])[..., None] * B[..., t]
-        y[t] = (h * C[..., t]).sum(-1)                                        # (B, D)
-    y = torch.stack(y, dim=-1) if y else torch.zeros_like(x)                  # (B, D, L)
+        y[t] = (h * C[..., t]).sum(-1)  # (B, D)
+    y = torch.stack(y, dim=-1) if y else torch.zeros_like(x)  # (B, D, L)
 
     if D is not None:
         y = y + D.to(dtype)[:, None] * x
@@ -48,3 +61,19 @@ def selective_scan_naive(u, delta, A, B, C, D=None, z=None, delta_bias=None, del
         y = y * F.silu(z.to(dtype))
     y = y.to(u.dtype)
     return (y, h) if return_last_state else y
+
+
+def causal_conv1d_naive(x, weight, bias=None, *, reverse=False, activation='silu'):
+    """Arguments, result and equation as :func:`mmvim_ops.causal_conv1d`; nothing is checked."""
+    dtype = compute_dtype(x.dtype)
+    weight = weight.to(dtype).flatten(1)  # (D, taps)
+    past = (x.flip(-1) if reverse else x).to(dtype)
+    out = torch.zeros_like(past)
+    for k in reversed(range(weight.shape[1])):
+        out = out + weight[:, k, None] * past
+        past = F.pad(past, (1, 0))[..., :-1]  # one step later
+    if reverse:
+        out = out.flip(-1)
+    if bias is not None:
+        out = out + bias.to(dtype)[:, None]
+    return (F.silu(out) if activation == 'silu' else out).to(x.dtype)

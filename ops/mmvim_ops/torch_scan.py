@@ -11,6 +11,7 @@ that bound the memory: no tensor of (batch, channels, length, states) exists.
 Inside, a tile is laid out (K, batch, chunks, groups, states, channels): one step is one contiguous
 slab and the innermost dimension is long enough to vectorise.
 """
+
 import math
 from itertools import pairwise, product
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from .naive import compute_dtype
 
-TILE = 1 << 21      # elements in one tile: with its few companions it fits into the cache
+TILE = 1 << 21  # elements in one tile: with its few companions it fits into the cache
 
 
 def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
@@ -64,13 +65,13 @@ class Blocks:
         padding = self.steps * self.chunks - self.length
         if padding:
             x = F.pad(x, (0, padding))
-        x = x.unflatten(-1, (self.chunks, self.steps))              # (B, ..., chunks, K)
-        return x.movedim((-1, -2), (0, 2)).contiguous()             # (K, B, chunks, ...)
+        x = x.unflatten(-1, (self.chunks, self.steps))  # (B, ..., chunks, K)
+        return x.movedim((-1, -2), (0, 2)).contiguous()  # (K, B, chunks, ...)
 
     def join(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`split`."""
-        x = x.movedim((0, 2), (-1, -2)).flatten(-2)                 # (B, ..., chunks · K)
-        return x[..., :self.length]
+        x = x.movedim((0, 2), (-1, -2)).flatten(-2)  # (B, ..., chunks · K)
+        return x[..., : self.length]
 
     def split_channels(self, x: Tensor) -> Tensor:
         """(batch, channels, length) → (K, batch, chunks, groups, channels / groups)."""
@@ -86,8 +87,8 @@ class Blocks:
     def join_matrix(self, m: Tensor) -> Tensor:
         """The inverse of :meth:`split_matrix`."""
         if m.ndim == 3:
-            return m.transpose(1, 2).flatten(0, 1)                  # (D, N)
-        return self.join(m.squeeze(-1))                             # (B, G, N, L)
+            return m.transpose(1, 2).flatten(0, 1)  # (D, N)
+        return self.join(m.squeeze(-1))  # (B, G, N, L)
 
     def tiles(self):
         """Slices of batch, groups and channels per group that bound a tile's size."""
@@ -96,16 +97,23 @@ class Blocks:
         channels = min(per_group, max(32, room))
         batch = min(self.batch, max(1, room // channels))
         groups = min(self.groups, max(1, room // (channels * batch)))
-        return product(*([slice(i, i + size) for i in range(0, whole, size)]
-                         for whole, size in ((self.batch, batch), (self.groups, groups),
-                                             (per_group, channels))))
+        return product(
+            *(
+                [slice(i, i + size) for i in range(0, whole, size)]
+                for whole, size in (
+                    (self.batch, batch),
+                    (self.groups, groups),
+                    (per_group, channels),
+                )
+            )
+        )
 
     def decay(self, delta: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
         """exp(Δ A) of every step, and the product of it over each chunk."""
-        decay = (delta.unsqueeze(-2) * A).exp_()                    # (K, b, chunks, g, N, d)
+        decay = (delta.unsqueeze(-2) * A).exp_()  # (K, b, chunks, g, N, d)
         # Padding must not touch the states, not even where A is infinite (0 · inf is NaN).
-        decay[self.length - (self.chunks - 1) * self.steps:, :, -1] = 1
-        return decay, (delta.sum(0).unsqueeze(-2) * A).exp_()       # (b, chunks, g, N, d)
+        decay[self.length - (self.chunks - 1) * self.steps :, :, -1] = 1
+        return decay, (delta.sum(0).unsqueeze(-2) * A).exp_()  # (b, chunks, g, N, d)
 
 
 def solve_(decay: Tensor, term: Tensor, chunk_decay: Tensor, backwards: bool = False) -> Tensor:
@@ -121,11 +129,10 @@ def solve_(decay: Tensor, term: Tensor, chunk_decay: Tensor, backwards: bool = F
         term[k].addcmul_(decay[k], term[before])
     if len(chunks) == 1:
         return term
-    carried = torch.zeros_like(term[0])                             # (b, chunks, g, N, d)
+    carried = torch.zeros_like(term[0])  # (b, chunks, g, N, d)
     end = term[steps[-1]]
     for before, c in pairwise(chunks):
-        torch.addcmul(end[:, before], chunk_decay[:, before], carried[:, before],
-                      out=carried[:, c])
+        torch.addcmul(end[:, before], chunk_decay[:, before], carried[:, before], out=carried[:, c])
     for k in steps:
         term[k].add_(carried.mul_(decay[k]))
     return term
@@ -141,8 +148,8 @@ def contract_states(m: Tensor, h: Tensor) -> Tensor:
 def matrix_gradient(m: Tensor, h: Tensor, x: Tensor) -> Tensor:
     """Gradient of B or C: h ⊙ x summed over whatever ``m`` was expanded along."""
     if m.ndim == 3:
-        return (h * x.unsqueeze(-2)).sum((0, 1, 2))                 # (g, N, d)
-    return h @ x.unsqueeze(-1)                                      # (K, b, chunks, g, N, 1)
+        return (h * x.unsqueeze(-2)).sum((0, 1, 2))  # (g, N, d)
+    return h @ x.unsqueeze(-1)  # (K, b, chunks, g, N, 1)
 
 
 def matrix_tile(m: Tensor, b: slice, g: slice, d: slice):
@@ -151,8 +158,10 @@ def matrix_tile(m: Tensor, b: slice, g: slice, d: slice):
 
 
 @torch.library.custom_op(
-    'mmvim_ops::block_scan', mutates_args=(),
-    schema='(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C) -> (Tensor, Tensor)')
+    'mmvim_ops::block_scan',
+    mutates_args=(),
+    schema='(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C) -> (Tensor, Tensor)',
+)
 def block_scan(u, delta, A, B, C):
     """y_t = C_t · h_t and the last state; all of one dtype, B and C (D, N) or (B, G, N, L)."""
     y = torch.empty_like(u)
@@ -165,12 +174,12 @@ def block_scan(u, delta, A, B, C):
     with torch.autocast(u.device.type, enabled=False):
         us, deltas = blocks.split_channels(u), blocks.split_channels(delta)
         As, Bs, Cs = (blocks.split_matrix(m) for m in (A, B, C))
-        ys = torch.empty_like(us)                                   # (K, B, chunks, G, D / G)
+        ys = torch.empty_like(us)  # (K, B, chunks, G, D / G)
         for b, g, d in blocks.tiles():
             tile = (slice(None), b, slice(None), g, d)
             B_, C_ = (m[matrix_tile(m, b, g, d)] for m in (Bs, Cs))
             decay, chunk_decay = blocks.decay(deltas[tile], As[g, :, d])
-            term = (deltas[tile] * us[tile]).unsqueeze(-2) * B_     # (K, b, chunks, g, N, d)
+            term = (deltas[tile] * us[tile]).unsqueeze(-2) * B_  # (K, b, chunks, g, N, d)
             h = solve_(decay, term, chunk_decay)
             ys[tile] = contract_states(C_, h)
             grouped_last[b, g, d] = h[k, :, c].transpose(-1, -2)
@@ -184,9 +193,11 @@ def _(u, delta, A, B, C):
 
 
 @torch.library.custom_op(
-    'mmvim_ops::block_scan_backward', mutates_args=(),
+    'mmvim_ops::block_scan_backward',
+    mutates_args=(),
     schema='(Tensor grad_y, Tensor grad_last, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C)'
-           ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)')
+    ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
+)
 def block_scan_backward(grad_y, grad_last, u, delta, A, B, C):
     """Gradients of u, delta, A, B, C.
 
@@ -213,13 +224,13 @@ def block_scan_backward(grad_y, grad_last, u, delta, A, B, C):
             h = solve_(decay, scaled.unsqueeze(-2) * Bs[in_B], chunk_decay)
             d_Cs[in_C] += matrix_gradient(Cs, h, g_)
 
-            G = g_.unsqueeze(-2) * Cs[in_C]                         # (K, b, chunks, g, N, d)
+            G = g_.unsqueeze(-2) * Cs[in_C]  # (K, b, chunks, g, N, d)
             G[k, :, c] += grad_last[b, g, :, d]
             X = solve_(decay, decay * G, chunk_decay, backwards=True)
             G[:-1] += X[1:]
             G[-1, :, :-1] += X[0, :, 1:]
             d_Bs[in_B] += matrix_gradient(Bs, G, scaled)
-            d_scaled = contract_states(Bs[in_B], G)                 # (K, b, chunks, g, d)
+            d_scaled = contract_states(Bs[in_B], G)  # (K, b, chunks, g, d)
 
             X[1:] *= h[:-1]
             X[0, :, 1:] *= h[-1, :, :-1]
@@ -247,4 +258,9 @@ def _backward(ctx, grad_y, grad_last):
     return torch.ops.mmvim_ops.block_scan_backward(grad_y, grad_last, *ctx.saved_tensors)
 
 
+def refuse_second_derivative(*_):
+    raise RuntimeError('mmvim_ops has no second derivatives')
+
+
 block_scan.register_autograd(_backward, setup_context=_save)
+block_scan_backward.register_autograd(refuse_second_derivative)

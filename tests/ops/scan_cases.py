@@ -1,14 +1,32 @@
 """Arguments for the scan, and how two results are compared."""
+
 import random
 
 import torch
 
+from mmvim_ops import available_backends
+from mmvim_ops.backends import BACKENDS
+
+CPU_BACKENDS = [name for name in available_backends() if BACKENDS[name].runs_on('cpu')]
 TENSORS = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
 
 
-def make_arguments(batch=2, channels=6, length=20, states=4, groups_B=1, groups_C=1, skip=True,
-                   gate=True, bias=True, softplus=True, reverse=False, dtype=torch.float32,
-                   channels_last=False, seed=0):
+def make_arguments(
+    batch=2,
+    channels=6,
+    length=20,
+    states=4,
+    groups_B=1,
+    groups_C=1,
+    skip=True,
+    gate=True,
+    bias=True,
+    softplus=True,
+    reverse=False,
+    dtype=torch.float32,
+    channels_last=False,
+    seed=0,
+):
     """Keyword arguments of selective_scan. groups: None constant, 0 three dimensions, else four."""
     torch.manual_seed(seed)
 
@@ -28,10 +46,15 @@ def make_arguments(batch=2, channels=6, length=20, states=4, groups_B=1, groups_
     u, z = sequence(), sequence()
     delta = sequence() * 0.5 if softplus else torch.rand_like(sequence()) * 0.5
     tensors = dict(
-        u=u, delta=delta, A=-torch.rand(channels, states, dtype=wide) * 2 - 0.05,
-        B=matrix(groups_B), C=matrix(groups_C),
-        D=torch.randn(channels, dtype=wide) if skip else None, z=z if gate else None,
-        delta_bias=torch.rand(channels, dtype=wide) * 0.5 if bias else None)
+        u=u,
+        delta=delta,
+        A=-torch.rand(channels, states, dtype=wide) * 2 - 0.05,
+        B=matrix(groups_B),
+        C=matrix(groups_C),
+        D=torch.randn(channels, dtype=wide) if skip else None,
+        z=z if gate else None,
+        delta_bias=torch.rand(channels, dtype=wide) * 0.5 if bias else None,
+    )
     return dict(tensors, delta_softplus=softplus, reverse=reverse)
 
 
@@ -41,28 +64,38 @@ def random_arguments(seed, **fixed):
     per_group = pick.choice([1, 2, 3, 8, 17])
     groups = pick.choice([1, 1, 2, 3])
     drawn = dict(
-        batch=pick.choice([1, 2, 3]), channels=per_group * groups,
-        length=pick.choice([1, 2, 3, 7, 16, 33, 64, 100]), states=pick.choice([1, 2, 5, 8, 16, 20]),
+        batch=pick.choice([1, 2, 3]),
+        channels=per_group * groups,
+        length=pick.choice([1, 2, 3, 7, 16, 33, 64, 100]),
+        states=pick.choice([1, 2, 5, 8, 16, 20]),
         groups_B=pick.choice([None, groups, 0 if groups == 1 else groups]),
         groups_C=pick.choice([None, groups, 0 if groups == 1 else groups]),
-        channels_last=pick.random() < 0.5, seed=seed,
-        **{flag: pick.random() < 0.5 for flag in ('skip', 'gate', 'bias', 'softplus', 'reverse')})
+        channels_last=pick.random() < 0.5,
+        seed=seed,
+        **{flag: pick.random() < 0.5 for flag in ('skip', 'gate', 'bias', 'softplus', 'reverse')},
+    )
     return make_arguments(**{**drawn, **fixed})
 
 
 def run(function, arguments, with_gradients=True, **more):
     """Output, last state and the gradient of every tensor argument, by name."""
-    arguments = {name: value.detach().requires_grad_(with_gradients)
-                 if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+    arguments = {
+        name: value.detach().requires_grad_(with_gradients)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in arguments.items()
+    }
     out, last_state = function(**arguments, **more, return_last_state=True)
     results = {'out': out, 'last_state': last_state}
     if with_gradients:
         torch.manual_seed(1)
         names = [name for name in TENSORS if arguments[name] is not None]
         grads = torch.autograd.grad(
-            (out, last_state), [arguments[name] for name in names],
+            (out, last_state),
+            [arguments[name] for name in names],
             (torch.randn(out.shape).to(out), torch.randn(last_state.shape).to(last_state)),
-            allow_unused=True)
+            allow_unused=True,
+        )
         results.update({f'grad of {name}': grad for name, grad in zip(names, grads, strict=True)})
     return results
 

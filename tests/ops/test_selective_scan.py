@@ -1,17 +1,25 @@
 """Every backend against the goldens and against the naive specification."""
+
 from pathlib import Path
 
 import pytest
 import torch
-from scan_cases import TENSORS, assert_same, make_arguments, random_arguments, relative_error, run
+from scan_cases import (
+    CPU_BACKENDS,
+    TENSORS,
+    assert_same,
+    make_arguments,
+    random_arguments,
+    relative_error,
+    run,
+)
 
-from mmvim_ops import available_backends, selective_scan
-from mmvim_ops.backends import BACKENDS
+from mmvim_ops import selective_scan, torch_scan
 from mmvim_ops.naive import selective_scan_naive
 
-GOLDENS = torch.load(Path(__file__).parents[1] / 'data/selective_scan_official.pt',
-                     weights_only=True)
-CPU_BACKENDS = [name for name in available_backends() if BACKENDS[name].runs_on('cpu')]
+GOLDENS = torch.load(
+    Path(__file__).parents[1] / 'data/selective_scan_official.pt', weights_only=True
+)
 each_backend = pytest.mark.parametrize('backend', CPU_BACKENDS)
 
 
@@ -19,10 +27,13 @@ each_backend = pytest.mark.parametrize('backend', CPU_BACKENDS)
 @pytest.mark.parametrize('case', GOLDENS)
 def test_reproduces_the_official_reference(case, backend):
     golden = GOLDENS[case]
-    inputs = {name: None if value is None else value.clone().requires_grad_()
-              for name, value in golden['inputs'].items()}
-    out, last_state = selective_scan(**inputs, delta_softplus=golden['delta_softplus'],
-                                     return_last_state=True, backend=backend)
+    inputs = {
+        name: None if value is None else value.clone().requires_grad_()
+        for name, value in golden['inputs'].items()
+    }
+    out, last_state = selective_scan(
+        **inputs, delta_softplus=golden['delta_softplus'], return_last_state=True, backend=backend
+    )
     assert relative_error(out.detach(), golden['out']) < 2e-4
     assert relative_error(last_state.detach(), golden['last_state']) < 2e-4
     out.backward(golden['grad_out'])
@@ -47,15 +58,17 @@ def test_agrees_with_the_specification_on_random_arguments(first, backend):
 
 
 @each_backend
-def test_agrees_with_the_specification_where_one_tile_is_not_enough(backend):
-    arguments = make_arguments(batch=2, channels=140, length=700, states=16, groups_B=2, groups_C=2)
+def test_agrees_with_the_specification_where_one_tile_is_not_enough(backend, monkeypatch):
+    monkeypatch.setattr(torch_scan, 'TILE', 1 << 12)
+    arguments = make_arguments(batch=3, channels=80, length=390, states=5, groups_B=2, groups_C=2)
     expected = run(selective_scan_naive, arguments)
     assert_same(run(selective_scan, arguments, backend=backend), expected, 2e-5)
 
 
 @each_backend
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-12), (torch.bfloat16, 1e-2),
-                                              (torch.float16, 2e-3)])
+@pytest.mark.parametrize(
+    'dtype, tolerance', [(torch.float64, 1e-12), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
+)
 def test_computes_in_float32_or_better_whatever_the_dtype(dtype, tolerance, backend):
     arguments = make_arguments(length=50, states=16, dtype=dtype)
     result = run(selective_scan, arguments, backend=backend)
@@ -113,24 +126,22 @@ def test_the_output_has_the_memory_layout_of_the_input(channels_last, backend):
 @each_backend
 def test_gradcheck_passes_in_double_precision(backend):
     for groups_B, groups_C, reverse in ((0, 0, False), (3, None, True), (None, 3, False)):
-        arguments = make_arguments(batch=1, channels=3, length=5, states=3, groups_B=groups_B,
-                                   groups_C=groups_C, reverse=reverse, dtype=torch.float64)
+        arguments = make_arguments(
+            batch=1,
+            channels=3,
+            length=5,
+            states=3,
+            groups_B=groups_B,
+            groups_C=groups_C,
+            reverse=reverse,
+            dtype=torch.float64,
+        )
         tensors = [arguments.pop(name).requires_grad_() for name in TENSORS]
 
         def scan(*tensors, settings=arguments):
             return selective_scan(*tensors, **settings, return_last_state=True, backend=backend)
 
         assert torch.autograd.gradcheck(scan, tensors)
-
-
-@each_backend
-def test_second_derivatives_are_refused(backend):
-    arguments = make_arguments()
-    arguments['u'].requires_grad_()
-    out = selective_scan(**arguments, backend=backend)
-    grad, = torch.autograd.grad(out.square().sum(), arguments['u'], create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(grad.sum(), arguments['u'])
 
 
 @each_backend
@@ -160,32 +171,18 @@ def test_non_finite_input_goes_where_the_specification_sends_it(name, value, rev
     expected = run(selective_scan_naive, arguments, with_gradients=False)
     for key in ('out', 'last_state'):
         assert torch.equal(actual[key].isfinite(), expected[key].isfinite()), key
-        assert not expected[key].isfinite().any() or relative_error(
-            actual[key][expected[key].isfinite()], expected[key][expected[key].isfinite()]) < 2e-5
+        assert (
+            not expected[key].isfinite().any()
+            or relative_error(
+                actual[key][expected[key].isfinite()], expected[key][expected[key].isfinite()]
+            )
+            < 2e-5
+        )
 
 
 @each_backend
 def test_a_long_sequence_with_strong_decay_does_not_overflow(backend):
     arguments = make_arguments(batch=1, channels=2, length=3000, states=2)
-    arguments['A'] = torch.tensor([[-1e-4, -1.], [-1e2, -1e4]])
+    arguments['A'] = torch.tensor([[-1e-4, -1.0], [-1e2, -1e4]])
     expected = run(selective_scan_naive, arguments)
     assert_same(run(selective_scan, arguments, backend=backend), expected, 1e-4)
-
-
-@each_backend
-def test_works_under_autocast_and_inference_mode(backend):
-    arguments = make_arguments(length=50, states=16)
-    expected = selective_scan(**arguments, backend=backend)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert_same(run(selective_scan, arguments, backend=backend),
-                    run(selective_scan_naive, arguments), 2e-5)
-    with torch.inference_mode():
-        torch.testing.assert_close(selective_scan(**arguments, backend=backend), expected)
-
-
-@each_backend
-def test_compiles_into_one_graph(backend):
-    arguments = make_arguments(length=30, channels_last=True)
-    compiled = torch.compile(selective_scan, fullgraph=True, backend='aot_eager')
-    expected = run(selective_scan, arguments, backend=backend)
-    assert_same(run(compiled, arguments, backend=backend), expected, 1e-6)

@@ -1,0 +1,132 @@
+"""How ``mmvim_ops/_cpp.so`` is compiled; ``setup.py`` calls it.
+
+Every instruction set gets its own file and flags, which is why torch's extension builder (one set
+of flags for all) is not used. The library has no Python in it: the operators register themselves
+with torch when it is loaded. An install never fails because of it; what stands in the way is
+printed, and the package works without.
+
+``MMVIM_OPS_CXXFLAGS`` is added to every compiler and linker call, e.g. for sanitizers.
+"""
+
+import os
+import platform
+import shlex
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path(__file__).parent / 'csrc' / 'cpu'
+X86_64 = platform.machine() in ('x86_64', 'AMD64')
+# The instruction sets that are chosen from at run time. Their files include no torch header, so
+# that no inline function of torch is compiled for a processor that may not be there.
+KERNELS = {'kernels_portable.cpp': []}
+if X86_64:
+    KERNELS['kernels_avx2.cpp'] = ['-mavx2', '-mfma']
+    KERNELS['kernels_avx512.cpp'] = [
+        '-mavx512f',
+        '-mavx512dq',
+        '-mavx512bw',
+        '-mavx512vl',
+        '-mfma',
+        '-mprefer-vector-width=512',
+    ]
+OPERATORS = ('scan.cpp', 'conv1d.cpp', 'dispatch.cpp')
+COMMON = ['-O3', '-fPIC', '-g0', '-Wno-psabi', '-Wno-uninitialized', '-Wno-maybe-uninitialized']
+
+
+def why_not() -> str | None:
+    """What keeps the library from being compiled here; None where nothing is known to."""
+    try:
+        import torch.utils.cpp_extension  # noqa: F401
+    except ImportError:
+        return (
+            'torch cannot be imported while building: install torch first, then '
+            'pip install --no-build-isolation'
+        )
+    if os.name != 'posix':
+        return 'only GCC and Clang are supported'
+    return None
+
+
+def extensions() -> list[Extension]:
+    """For ``setup(ext_modules=...)``: the library, or nothing where it cannot be compiled."""
+    reason = why_not()
+    if reason is not None:
+        print(f'mmvim_ops: the compiled CPU kernels are left out: {reason}', file=sys.stderr)
+        return []
+    return [
+        Extension(
+            'mmvim_ops._cpp', [source(name) for name in (*KERNELS, *OPERATORS)], optional=True
+        )
+    ]
+
+
+def source(name: str) -> str:
+    """Path as setuptools wants it: relative to setup.py."""
+    return os.path.relpath(SOURCES / name)
+
+
+class BuildOps(build_ext):
+    """For ``setup(cmdclass=...)``: compiles the library and survives where that fails."""
+
+    def get_ext_filename(self, fullname):
+        return os.path.join(*fullname.split('.')) + '.so'  # no Python ABI in it
+
+    def build_extension(self, ext):
+        try:
+            self.compile_and_link(Path(self.get_ext_fullpath(ext.name)))
+        except Exception as error:
+            print(f'mmvim_ops: the compiled CPU kernels are left out: {error}', file=sys.stderr)
+
+    def compile_and_link(self, target: Path):
+        from torch.utils.cpp_extension import include_paths, library_paths
+
+        extra = shlex.split(os.environ.get('MMVIM_OPS_CXXFLAGS', ''))
+
+        def compile_file(name: str) -> str:
+            if name in KERNELS:
+                return self.compile_one(name, [], ['-std=c++17', *KERNELS[name], *extra])
+            return self.compile_one(name, include_paths(), [*torch_flags(), *extra])
+
+        with ThreadPoolExecutor(int(os.environ.get('MAX_JOBS') or os.cpu_count() or 1)) as pool:
+            objects = list(pool.map(compile_file, (*OPERATORS, *KERNELS)))
+        folders = library_paths()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(
+            objects,
+            str(target),
+            library_dirs=folders,
+            libraries=['torch_cpu', 'c10'],
+            extra_postargs=[*openmp_library(folders), *extra],
+            target_lang='c++',
+        )
+
+    def compile_one(self, name: str, include: list[str], flags: list[str]) -> str:
+        (output,) = self.compiler.compile(
+            [source(name)],
+            output_dir=self.build_temp,
+            include_dirs=include,
+            extra_postargs=[*COMMON, *flags],
+        )
+        return output
+
+
+def torch_flags() -> list[str]:
+    """Flags for files that include torch's headers."""
+    import torch
+
+    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
+    standard = 'c++20' if version >= (2, 10) else 'c++17'
+    abi = int(torch.compiled_with_cxx11_abi())
+    return [f'-std={standard}', '-fopenmp', f'-D_GLIBCXX_USE_CXX11_ABI={abi}']
+
+
+def openmp_library(folders: list[str]) -> list[str]:
+    """Link the OpenMP runtime that torch brought, as two of them would not share their threads."""
+    for folder in folders:
+        for library in sorted(Path(folder).glob('libgomp*.so*')):
+            return [str(library)]
+    return ['-fopenmp']

@@ -1,0 +1,126 @@
+// The scan, forward.
+#pragma once
+#include "scan_common.h"
+
+namespace {
+
+constexpr int kTile = 64;      // steps whose vectors are in the first-level cache together
+static_assert(mmvim::kChunk % kTile == 0, "checkpoints are taken at the ends of tiles");
+
+// h and y of some states over one tile; y is added to.
+template <int N, class T, class MB, class MC>
+__attribute__((noinline)) void advance(int steps, const Vec<T>* delta, const Vec<T>* scaled,
+                                       Vec<T>* y, const Vec<T>* A, MB B, MC C, Vec<T>* state) {
+  Vec<T> h[N];
+  for (int n = 0; n < N; n++) h[n] = state[n];
+  for (int t = 0; t < steps; t++) {
+    Vec<T> d = delta[t], x = scaled[t], sum = y[t];
+#pragma GCC unroll 16
+    for (int n = 0; n < N; n++) {
+      h[n] = fma(decay(d * A[n]), h[n], B.at(t, n) * x);
+      sum = fma(h[n], C.at(t, n), sum);
+    }
+    y[t] = sum;
+  }
+  for (int n = 0; n < N; n++) state[n] = h[n];
+}
+
+template <class T> struct Forward {
+  using V = Vec<T>;
+  const mmvim::ScanArgs<T>& args;
+  V *A, *h, *B_constant, *C_constant;         // per block and state
+  V *u, *delta, *scaled, *y;                  // per step
+  T *B, *C;                                   // (steps, states)
+
+  Forward(const mmvim::ScanArgs<T>& args, Arena& arena) : args(args) {
+    int64_t matrix = most_blocks(args) * args.states;
+    A = arena.take<V>(matrix);
+    h = arena.take<V>(matrix);
+    B_constant = arena.take<V>(args.B.varying ? 0 : matrix);
+    C_constant = arena.take<V>(args.C.varying ? 0 : matrix);
+    for (V** tile : {&u, &delta, &scaled, &y}) *tile = arena.take<V>(kTile);
+    B = arena.take<T>(kTile * args.states);
+    C = arena.take<T>(kTile * args.states);
+  }
+
+  void run(const Task<T>& task) {
+    const int64_t N = args.states;
+    for (int64_t k = task.first; k < task.last; k++) {
+      int64_t c = task.channel(k), i = (k - task.first) * N;
+      int lanes = task.lanes(k);
+      load_states(A + i, args.A + c * N, N, 1, N, lanes);
+      for (int64_t n = i; n < i + N; n++) A[n] *= kDecayScale<T>, h[n] = V{};
+      if (!args.B.varying)
+        load_states(B_constant + i, args.B.data + c * args.B.channel, args.B.channel, args.B.state, N, lanes);
+      if (!args.C.varying)
+        load_states(C_constant + i, args.C.data + c * args.C.channel, args.C.channel, args.C.state, N, lanes);
+    }
+    for (int64_t time = 0; time < args.length; time += kTile) {
+      int steps = int(args.length - time < kTile ? args.length - time : kTile);
+      if (args.B.varying) pack(B, args.B, task.batch, task.group, time, steps, N);
+      if (args.C.varying) pack(C, args.C, task.batch, task.group, time, steps, N);
+      for (int64_t k = task.first; k < task.last; k++)
+        tile(Window{task.batch, task.channel(k), time, steps, task.lanes(k)},
+             (k - task.first) * N);
+    }
+    for (int64_t k = task.first; args.last_state && k < task.last; k++)
+      store_states(h + (k - task.first) * N,
+                   args.last_state + (task.batch * args.channels + task.channel(k)) * N, N, 1, N,
+                   task.lanes(k));
+  }
+
+  // One tile of one block, whose per-state vectors start at i.
+  void tile(const Window& w, int64_t i) {
+    load_tile(u, args.u, w);
+    load_tile(delta, args.delta, w);
+    V bias = args.delta_bias ? load_lanes(args.delta_bias + w.channel, 1, w.lanes) : V{};
+    V D = args.D ? load_lanes(args.D + w.channel, 1, w.lanes) : V{};
+    step_sizes<false>(delta, delta, bias, args.softplus, w.steps);
+    if (args.D) {
+      for (int t = 0; t < w.steps; t++) y[t] = D * u[t];
+    } else {
+      for (int t = 0; t < w.steps; t++) y[t] = V{};
+    }
+    for (int t = 0; t < w.steps; t++) scaled[t] = delta[t] * u[t];
+    over_states(args.states, [&](int64_t n, auto count) {
+      with_coefficients(args, B, C, B_constant + i, C_constant + i, n, [&](auto mB, auto mC) {
+        advance<decltype(count)::value, T>(w.steps, delta, scaled, y, A + i + n, mB, mC, h + i + n);
+      });
+    });
+    finish(w);
+
+    int64_t end = w.time + w.steps, chunk = end / mmvim::kChunk;
+    if (args.checkpoints && end % mmvim::kChunk == 0 && end < args.length) {
+      int64_t saved = (args.length - 1) / mmvim::kChunk;
+      T* to = args.checkpoints + (w.batch * saved + chunk - 1) * args.states * args.channels;
+      store_states(h + i, to + w.channel, 1, args.channels, args.states, w.lanes);
+    }
+  }
+
+  // Gate y and write it out.
+  void finish(const Window& w) {
+    if (args.finish == mmvim::Finish::kAddAndGate) {
+      load_tile(u, mmvim::Sequence<const T>{args.out.data, args.out.batch, args.out.channel, args.out.time}, w);
+      for (int t = 0; t < w.steps; t++) y[t] += u[t];
+    }
+    if (args.finish != mmvim::Finish::kKeep) {
+      V scale = splat(args.scale);
+      if (args.z.data) {
+        load_tile(u, args.z, w);
+        for (int t = 0; t < w.steps; t++) y[t] *= u[t] * sigmoid(u[t]) * scale;
+      } else if (args.scale != T(1)) {
+        for (int t = 0; t < w.steps; t++) y[t] *= scale;
+      }
+    }
+    store_tile(y, args.out, w);
+  }
+};
+
+template <class T>
+void scan_forward(const mmvim::ScanArgs<T>& args, int64_t begin, int64_t end, char* scratch) {
+  Arena arena{scratch};
+  Forward<T> forward(args, arena);
+  for (int64_t i = begin; i < end; i++) forward.run(Task<T>(args, i));
+}
+
+}  // namespace

@@ -1,0 +1,89 @@
+// From tensors to what the kernels take.
+#pragma once
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "dispatch.h"
+
+namespace mmvim {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// float64 is computed in float64, everything else in float32.
+inline at::ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Call f with a value of the C++ type that `type` stands for.
+template <class Function> void with_type(at::ScalarType type, const Function& f) {
+  if (type == at::kDouble) f(double()); else f(float());
+}
+
+// A tensor in this dtype; undefined stays undefined.
+inline Tensor as(const Tensor& x, at::ScalarType type) { return x.defined() ? x.to(type) : x; }
+inline Tensor as(const OptionalTensor& x, at::ScalarType type) {
+  return x.has_value() ? as(*x, type) : Tensor();
+}
+inline Tensor packed(const Tensor& x) { return x.defined() ? x.contiguous() : x; }
+
+template <class T> T* data(const Tensor& x) {
+  using Value = std::remove_const_t<T>;
+  return x.defined() ? const_cast<Value*>(x.const_data_ptr<Value>()) : nullptr;
+}
+
+// Undefined gives null data; `reverse` walks from the last time step to the first.
+template <class T> Sequence<T> sequence(const Tensor& x, bool reverse) {
+  if (!x.defined()) return {nullptr, 0, 0, 0};
+  Sequence<T> s{data<T>(x), x.stride(0), x.stride(1), x.stride(2)};
+  if (reverse) {
+    s.data += (x.size(2) - 1) * s.time;
+    s.time = -s.time;
+  }
+  return s;
+}
+
+// B or C with two, three or four dimensions.
+template <class T> Matrix<T> matrix(const Tensor& x, bool reverse) {
+  if (x.dim() == 2) return {data<T>(x), 0, 0, x.stride(0), x.stride(1), 0, false};
+  int64_t n = x.dim() - 2;
+  Matrix<T> m{data<T>(x), x.stride(0), n == 2 ? x.stride(1) : 0, 0, x.stride(n), x.stride(n + 1), true};
+  if (reverse) {
+    m.data += (x.size(-1) - 1) * m.time;
+    m.time = -m.time;
+  }
+  return m;
+}
+
+// How many tasks share `blocks` blocks of channels, so that all threads have the same to do.
+inline int64_t splits(int64_t rows, int64_t blocks) {
+  int64_t threads = at::get_num_threads();
+  if (rows >= 4 * threads) return 1;
+  return std::clamp<int64_t>(threads / std::gcd(threads, rows), 1, blocks);
+}
+
+// Scratch memory of this thread, kept between calls: fresh pages would cost more than the work on
+// a small input.
+inline char* scratch(int64_t bytes) {
+  struct Free { void operator()(char* p) const { std::free(p); } };
+  static thread_local std::unique_ptr<char, Free> memory;
+  static thread_local int64_t size = 0;
+  if (bytes > size) {
+    memory.reset();
+    size = 0;
+    bytes = (bytes + 4095) / 4096 * 4096;
+    memory.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
+    TORCH_CHECK(memory, "out of memory: ", bytes, " bytes of scratch memory");
+    size = bytes;
+  }
+  return memory.get();
+}
+
+}  // namespace mmvim

@@ -1,0 +1,139 @@
+// A tile is `steps` vectors: time goes down, the lanes are neighbouring channels. Loading and
+// storing hide the strides: (batch, length, channels) memory is read as vectors, (batch, channels,
+// length) memory through transposes in registers, anything else element by element.
+#pragma once
+#include <utility>
+
+#include "args.h"
+#include "vec.h"
+
+namespace {
+
+// Exchange the off-diagonal quarters of the lanes of a and b at distance S.
+template <int S, class V, int... I>
+MMVIM_INLINE void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
+  constexpr int W = sizeof...(I);
+  V x = __builtin_shufflevector(a, b, ((I & S) ? W + (I ^ S) : I)...);
+  V y = __builtin_shufflevector(a, b, ((I & S) ? W + I : (I ^ S))...);
+  a = x;
+  b = y;
+}
+
+template <class T, int S = kLanes<T> / 2> MMVIM_INLINE void transpose(Vec<T>* rows) {
+  if constexpr (S > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; i++)
+      if (!(i & S)) exchange<S>(rows[i], rows[i | S], std::make_integer_sequence<int, kLanes<T>>());
+    transpose<T, S / 2>(rows);
+  }
+}
+
+template <int S, class V, int... I>
+MMVIM_INLINE V rotated(V x, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, x, (I ^ S)...);
+}
+
+// Sum of the lanes.
+template <class T, int S = kLanes<T> / 2> MMVIM_INLINE T sum(Vec<T> x) {
+  if constexpr (S == 0) {
+    return x[0];
+  } else {
+    return sum<T, S / 2>(x + rotated<S>(x, std::make_integer_sequence<int, kLanes<T>>()));
+  }
+}
+
+template <class T> MMVIM_INLINE Vec<T> load_lanes(const T* p, int64_t stride, int lanes) {
+  constexpr int W = kLanes<T>;
+  if (lanes == W && stride == 1) return load(p);
+  Vec<T> x{};
+  for (int i = 0; i < lanes; i++) x[i] = p[i * stride];
+  return x;
+}
+
+template <class T> MMVIM_INLINE void store_lanes(T* p, int64_t stride, int lanes, Vec<T> x) {
+  constexpr int W = kLanes<T>;
+  if (lanes == W && stride == 1) return store(p, x);
+  for (int i = 0; i < lanes; i++) p[i * stride] = x[i];
+}
+
+// Rows t to t + W of a tile from memory where time is contiguous, forwards or backwards.
+template <class T> MMVIM_INLINE void load_square(Vec<T>* rows, const T* p, int64_t channel, int64_t time) {
+  constexpr int W = kLanes<T>;
+  Vec<T> square[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i++) square[i] = load(p + i * channel + (time < 0 ? 1 - W : 0));
+  transpose<T>(square);
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i++) rows[time < 0 ? W - 1 - i : i] = square[i];
+}
+
+template <class T> MMVIM_INLINE void store_square(const Vec<T>* rows, T* p, int64_t channel, int64_t time) {
+  constexpr int W = kLanes<T>;
+  Vec<T> square[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i++) square[i] = rows[time < 0 ? W - 1 - i : i];
+  transpose<T>(square);
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i++) store(p + i * channel + (time < 0 ? 1 - W : 0), square[i]);
+}
+
+// Missing lanes are filled with zeros.
+template <class T>
+__attribute__((noinline)) void load_tile(Vec<T>* tile, const T* p, int64_t channel, int64_t time,
+                                         int steps, int lanes) {
+  constexpr int W = kLanes<T>;
+  int t = 0;
+  if (lanes == W && (time == 1 || time == -1) && channel != 1)
+    for (; t + W <= steps; t += W) load_square<T>(tile + t, p + t * time, channel, time);
+  if (lanes == W && channel == 1)
+    for (; t < steps; t++) {
+      tile[t] = load(p + t * time);
+      __builtin_prefetch(p + t * time + W);     // of the next block of channels
+    }
+  for (; t < steps; t++) tile[t] = load_lanes(p + t * time, channel, lanes);
+}
+
+template <class T>
+__attribute__((noinline)) void store_tile(const Vec<T>* tile, T* p, int64_t channel, int64_t time,
+                                          int steps, int lanes) {
+  constexpr int W = kLanes<T>;
+  int t = 0;
+  if (lanes == W && (time == 1 || time == -1) && channel != 1)
+    for (; t + W <= steps; t += W) store_square<T>(tile + t, p + t * time, channel, time);
+  if (lanes == W && channel == 1)
+    for (; t < steps; t++) store(p + t * time, tile[t]);
+  for (; t < steps; t++) store_lanes(p + t * time, channel, lanes, tile[t]);
+}
+
+// Where a batch element, channel and time of a sequence is.
+template <class T>
+MMVIM_INLINE T* at(const mmvim::Sequence<T>& s, int64_t batch, int64_t channel, int64_t time) {
+  return s.data + batch * s.batch + channel * s.channel + time * s.time;
+}
+
+// The same channels and steps of any sequence.
+struct Window {
+  int64_t batch, channel, time;
+  int steps, lanes;
+};
+
+template <class T>
+MMVIM_INLINE void load_tile(Vec<T>* tile, const mmvim::Sequence<const T>& s, const Window& w) {
+  load_tile<T>(tile, at(s, w.batch, w.channel, w.time), s.channel, s.time, w.steps, w.lanes);
+}
+template <class T>
+MMVIM_INLINE void store_tile(const Vec<T>* tile, const mmvim::Sequence<T>& s, const Window& w) {
+  store_tile<T>(tile, at(s, w.batch, w.channel, w.time), s.channel, s.time, w.steps, w.lanes);
+}
+
+// Hands out pieces of one allocation, each aligned for vectors. Started at null it only counts.
+struct Arena {
+  char* next;
+  template <class X> X* take(int64_t count) {
+    char* p = next;
+    next += (count * int64_t(sizeof(X)) + 63) / 64 * 64;
+    return reinterpret_cast<X*>(p);
+  }
+};
+
+}  // namespace

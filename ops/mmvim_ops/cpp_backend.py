@@ -1,0 +1,206 @@
+"""Backend 'cpp': the kernels of ``csrc/cpu``, compiled when the package is installed.
+
+The operators are defined and implemented in the shared library beside this file; here they get what
+torch.compile and autograd need to know about them.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import torch_conv
+from .naive import compute_dtype
+from .torch_scan import refuse_second_derivative
+
+LIBRARY = Path(__file__).with_name('_cpp.so')
+BUILD_COMMAND = 'pip install --no-build-isolation --no-deps -e .'
+CHUNK = 192  # kChunk of csrc/cpu/args.h: steps between two checkpoints
+MOST_TAPS = 8  # kMostTaps of csrc/cpu/conv1d.h
+
+
+def _load() -> str | None:
+    """Load the library; returns what is wrong where that fails."""
+    if not LIBRARY.exists():
+        return f'it is not compiled; in the source tree, run: {BUILD_COMMAND}'
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except (OSError, RuntimeError) as error:
+        return f'its library does not load ({error}); compile it again: {BUILD_COMMAND}'
+    return None
+
+
+MISSING = _load()
+
+
+# What the registry calls; see mmvim_ops.backends.Backend.
+
+
+def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
+    save = needs_gradient(u, delta, A, B, C, D, z, delta_bias)
+    out, last_state, _ = torch.ops.mmvim_ops.cpp_scan(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, save
+    )
+    return out, last_state
+
+
+def bidirectional_scan(forward, backward, z, delta_softplus, scale):
+    save = needs_gradient(*forward, *backward, z)
+    return torch.ops.mmvim_ops.cpp_bidirectional_scan(
+        *forward, *backward, z, delta_softplus, scale, save
+    )[0]
+
+
+def conv1d(x, weight, bias, silu, reverse):
+    if weight.shape[1] > MOST_TAPS:
+        return torch_conv.conv1d(x, weight, bias, silu, reverse)
+    return torch.ops.mmvim_ops.cpp_conv1d(x, weight, bias, silu, reverse)
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will want a backward pass of an operator with these arguments."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+# Outputs for tracing: shapes, dtypes and strides without data.
+
+
+def _like(x: Tensor | None, u: Tensor) -> Tensor:
+    """The gradient of an argument; an empty one where it was not given."""
+    return u.new_empty(0) if x is None else torch.empty_like(x)
+
+
+def _like_matrix(m: Tensor) -> Tensor:
+    """The gradient of B or C: states are the fastest dimension in memory where it varies."""
+    if m.ndim == 2:
+        return m.new_empty(m.shape)
+    return m.new_empty(*m.shape[:-2], m.shape[-1], m.shape[-2]).transpose(-1, -2)
+
+
+def _checkpoints(u: Tensor, A: Tensor, save: bool) -> Tensor:
+    batch, channels, length = u.shape
+    saved = torch.sym_max(length - 1, 0) // CHUNK
+    return u.new_empty(
+        (batch, saved, A.shape[1], channels) if save else (0,), dtype=compute_dtype(u.dtype)
+    )
+
+
+def _fake_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, save):
+    last_state = u.new_empty(u.shape[0], u.shape[1], A.shape[1], dtype=compute_dtype(u.dtype))
+    return torch.empty_like(u), last_state, _checkpoints(u, A, save)
+
+
+def _fake_scan_backward(
+    grad_out,
+    grad_last_state,
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    delta_bias,
+    checkpoints,
+    delta_softplus,
+    reverse,
+):
+    return (
+        torch.empty_like(u),
+        torch.empty_like(delta),
+        A.new_empty(A.shape),
+        _like_matrix(B),
+        _like_matrix(C),
+        _like(D, u),
+        _like(z, u),
+        _like(delta_bias, u),
+    )
+
+
+def _fake_bidirectional_scan(*arguments):
+    u, A, A_b, save = arguments[0], arguments[2], arguments[9], arguments[-1]
+    return torch.empty_like(u), _checkpoints(u, A, save), _checkpoints(u, A_b, save)
+
+
+def _fake_bidirectional_scan_backward(grad_out, *arguments):
+    grads = []
+    for u, delta, A, B, C, D, delta_bias in (arguments[:7], arguments[7:14]):
+        grads += [
+            torch.empty_like(u),
+            torch.empty_like(delta),
+            A.new_empty(A.shape),
+            _like_matrix(B),
+            _like_matrix(C),
+            _like(D, u),
+            _like(delta_bias, u),
+        ]
+    return [*grads, _like(arguments[14], arguments[0])]
+
+
+def _fake_conv1d(x, weight, bias, silu, reverse):
+    return torch.empty_like(x)
+
+
+def _fake_conv1d_backward(grad_out, x, weight, bias, silu, reverse):
+    return torch.empty_like(x), weight.new_empty(weight.shape), _like(bias, x)
+
+
+# Derivatives.
+
+
+def _only_given(arguments, grads) -> tuple[Tensor | None, ...]:
+    return tuple(None if x is None else grad for x, grad in zip(arguments, grads, strict=True))
+
+
+def _setup_scan(ctx, inputs, output):
+    *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _scan_backward(ctx, grad_out, grad_last_state, _):
+    grads = torch.ops.mmvim_ops.cpp_scan_backward(
+        grad_out, grad_last_state, *ctx.saved_tensors, ctx.delta_softplus, ctx.reverse
+    )
+    return *_only_given(ctx.saved_tensors[:8], grads), None, None, None
+
+
+def _setup_bidirectional_scan(ctx, inputs, output):
+    *tensors, ctx.delta_softplus, ctx.scale, _ = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _bidirectional_scan_backward(ctx, grad_out, *_):
+    grads = torch.ops.mmvim_ops.cpp_bidirectional_scan_backward(
+        grad_out, *ctx.saved_tensors, ctx.delta_softplus, ctx.scale
+    )
+    return *_only_given(ctx.saved_tensors[:15], grads), None, None, None
+
+
+def _setup_conv1d(ctx, inputs, output):
+    *tensors, ctx.silu, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _conv1d_backward(ctx, grad_out):
+    grads = torch.ops.mmvim_ops.cpp_conv1d_backward(
+        grad_out, *ctx.saved_tensors, ctx.silu, ctx.reverse
+    )
+    return *_only_given(ctx.saved_tensors, grads), None, None
+
+
+if MISSING is None:
+    for name, fake, fake_backward, setup, backward in (
+        ('cpp_scan', _fake_scan, _fake_scan_backward, _setup_scan, _scan_backward),
+        (
+            'cpp_bidirectional_scan',
+            _fake_bidirectional_scan,
+            _fake_bidirectional_scan_backward,
+            _setup_bidirectional_scan,
+            _bidirectional_scan_backward,
+        ),
+        ('cpp_conv1d', _fake_conv1d, _fake_conv1d_backward, _setup_conv1d, _conv1d_backward),
+    ):
+        torch.library.register_fake(f'mmvim_ops::{name}', fake)
+        torch.library.register_fake(f'mmvim_ops::{name}_backward', fake_backward)
+        torch.library.register_autograd(f'mmvim_ops::{name}', backward, setup_context=setup)
+        torch.library.register_autograd(f'mmvim_ops::{name}_backward', refuse_second_derivative)

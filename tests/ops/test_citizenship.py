@@ -1,0 +1,171 @@
+"""The operators behave as PyTorch's own: traced, compiled, used in workers, refused second
+derivatives."""
+
+import pytest
+import torch
+from scan_cases import CPU_BACKENDS, TENSORS, assert_same, make_arguments, run
+
+from mmvim_ops import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
+from mmvim_ops.naive import selective_scan_naive
+
+ops = torch.ops.mmvim_ops
+each_backend = pytest.mark.parametrize('backend', CPU_BACKENDS)
+needs_cpp = pytest.mark.skipif('cpp' not in CPU_BACKENDS, reason='the cpp backend is not compiled')
+
+
+def leaves(arguments):
+    return [
+        None if x is None else x.requires_grad_() for x in (arguments[name] for name in TENSORS)
+    ]
+
+
+@pytest.mark.parametrize('groups', [0, None, 3])
+def test_opcheck_of_the_torch_operator(groups):
+    x = make_arguments(groups_B=3, groups_C=groups or None)
+    torch.library.opcheck(ops.block_scan.default, leaves(x)[:5])
+
+
+@needs_cpp
+@pytest.mark.parametrize(
+    'case',
+    [
+        dict(length=400, groups_B=0, groups_C=0, channels_last=True),
+        dict(groups_B=None, groups_C=3),
+        dict(skip=False, gate=False, bias=False, softplus=False),
+        dict(dtype=torch.bfloat16),
+    ],
+)
+def test_opcheck_of_the_cpp_scan(case):
+    arguments = leaves(make_arguments(**case))
+    torch.library.opcheck(ops.cpp_scan.default, (*arguments, True, False, True))
+    with torch.no_grad():
+        torch.library.opcheck(ops.cpp_scan.default, (*arguments, False, True, False))
+
+
+@needs_cpp
+@pytest.mark.parametrize('gate', [True, False])
+def test_opcheck_of_the_cpp_bidirectional_scan(gate):
+    directions = []
+    for seed, groups in ((0, 0), (1, None)):
+        u, delta, A, B, C, D, z, bias = leaves(
+            make_arguments(
+                length=200, groups_B=groups, groups_C=0, channels_last=gate, skip=gate, seed=seed
+            )
+        )
+        directions += [u, delta, A, B, C, D, bias]
+    torch.library.opcheck(
+        ops.cpp_bidirectional_scan.default, (*directions, z if gate else None, True, 0.5, True)
+    )
+
+
+@needs_cpp
+@pytest.mark.parametrize('bias', [True, False])
+def test_opcheck_of_the_cpp_conv1d(bias):
+    x, weight = torch.randn(2, 9, 20).transpose(1, 2).requires_grad_(), torch.randn(20, 4)
+    torch.library.opcheck(
+        ops.cpp_conv1d.default,
+        (
+            x,
+            weight.requires_grad_(),
+            torch.randn(20).requires_grad_() if bias else None,
+            True,
+            bias,
+        ),
+    )
+
+
+@each_backend
+def test_compiles_into_one_graph(backend):
+    def block(x, weight, A, z, B):
+        u = causal_conv1d(x, weight, backend=backend)
+        y, state = selective_scan(
+            u,
+            u,
+            A,
+            B,
+            B,
+            delta_softplus=True,
+            return_last_state=True,
+            reverse=True,
+            backend=backend,
+        )
+        direction = Direction(y, u, A, B, B)
+        out = bidirectional_selective_scan(
+            direction, direction, z, True, scale=0.5, backend=backend
+        )
+        return out.sum() + state.sum()
+
+    x, weight, z = torch.randn(2, 30, 6).transpose(1, 2), torch.randn(6, 4), torch.randn(2, 6, 30)
+    arguments = [
+        t.requires_grad_() for t in (x, weight, -torch.rand(6, 4), z, torch.randn(2, 4, 30))
+    ]
+    compiled = torch.compile(block, fullgraph=True, backend='aot_eager')
+    expected = torch.autograd.grad(block(*arguments), arguments)
+    actual = torch.autograd.grad(compiled(*arguments), arguments)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@each_backend
+def test_works_under_autocast_inference_mode_and_deterministic_mode(backend):
+    arguments = make_arguments(length=50, states=16)
+    expected = selective_scan(**arguments, backend=backend)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert_same(
+            run(selective_scan, arguments, backend=backend),
+            run(selective_scan_naive, arguments),
+            2e-5,
+        )
+    with torch.inference_mode():
+        torch.testing.assert_close(selective_scan(**arguments, backend=backend), expected)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (run(selective_scan, arguments, backend=backend) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@each_backend
+def test_backward_can_run_twice(backend):
+    arguments = make_arguments(length=300)
+    inputs = [x for x in leaves(arguments) if x is not None]
+    out = selective_scan(**arguments, backend=backend).sum()
+    first = torch.autograd.grad(out, inputs, retain_graph=True)
+    second = torch.autograd.grad(out, inputs)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+@each_backend
+def test_second_derivatives_are_refused(backend):
+    arguments = make_arguments()
+    arguments['u'].requires_grad_()
+    out = selective_scan(**arguments, backend=backend)
+    (grad,) = torch.autograd.grad(out.square().sum(), arguments['u'], create_graph=True)
+    with pytest.raises(RuntimeError, match='no second derivatives'):
+        torch.autograd.grad(grad.sum(), arguments['u'])
+
+
+class Scans(torch.utils.data.Dataset):
+    """Each item is the sum of a scan."""
+
+    def __init__(self, backend):
+        self.backend = backend
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return selective_scan(**make_arguments(length=100, seed=i), backend=self.backend).sum()
+
+
+@each_backend
+def test_works_in_a_forked_loader_worker(backend):
+    scans = Scans(backend)
+    expected = torch.stack([scans[i] for i in range(4)])  # starts the threads of this process
+    loader = torch.utils.data.DataLoader(
+        scans, num_workers=2, timeout=60, multiprocessing_context='fork'
+    )
+    torch.testing.assert_close(torch.cat(list(loader)), expected)
