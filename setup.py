@@ -1,4 +1,5 @@
 """Package metadata. The usual way in is ``make install``; see README.md."""
+
 import sys
 from pathlib import Path
 

@@ -26,7 +26,8 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(str(LIBRARY))
     except (OSError, RuntimeError) as error:
-        return f'its library does not load ({error}); compile it again: {BUILD_COMMAND}'
+        cause = error.__cause__ or error
+        return f'its library does not load ({cause}); compile it again: {BUILD_COMMAND}'
     return None
 
 

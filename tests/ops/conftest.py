@@ -1,4 +1,4 @@
-"""Make ``mmvim_ops`` importable from a checkout that is not installed, and keep small tests fast."""
+"""Import ``mmvim_ops`` from a checkout that is not installed, too; keep small tests fast."""
 
 import importlib.util
 import sys

@@ -1,0 +1,94 @@
+"""``python -m mmvim_ops``: which backends there are, why one is missing, and a check of each."""
+
+import platform
+import sys
+import warnings
+
+import torch
+
+from .backends import BACKENDS, Backend, choose_backend
+from .interface import Direction, bidirectional_selective_scan, selective_scan
+from .naive import selective_scan_naive
+
+TOLERANCE = 1e-4
+
+
+def arguments(device: str) -> dict[str, torch.Tensor]:
+    """A small scan with everything in it."""
+    torch.manual_seed(0)
+    batch, channels, length, states = 2, 40, 300, 16
+    sequences = {name: torch.randn(batch, length, channels).mT for name in ('u', 'delta', 'z')}
+    matrices = {name: torch.randn(batch, states, length) for name in 'BC'}
+    vectors = {name: torch.randn(channels) for name in ('D', 'delta_bias')}
+    tensors = {'A': -torch.rand(channels, states), **sequences, **matrices, **vectors}
+    return {name: x.to(device).requires_grad_() for name, x in tensors.items()}
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def check(backend: str, device: str) -> float:
+    """Largest relative error against the specification: output, gradients, both directions."""
+    given = arguments(device)
+    leaves = list(given.values())
+    out = selective_scan(**given, delta_softplus=True, reverse=True, backend=backend)
+    expected = selective_scan_naive(**given, delta_softplus=True, reverse=True)
+    weight = torch.randn(out.shape).to(device)
+    pairs = [(out, expected)]
+    pairs += zip(
+        torch.autograd.grad(out, leaves, weight),
+        torch.autograd.grad(expected, leaves, weight),
+        strict=True,
+    )
+    with torch.no_grad():
+        z = given.pop('z')
+        direction = Direction(**given)
+        both = bidirectional_selective_scan(direction, direction, z, True, backend=backend)
+        ahead = selective_scan_naive(**given, z=z, delta_softplus=True)
+        pairs.append((both, ahead + expected))
+    return max(relative_error(*pair) for pair in pairs)
+
+
+def describe(backend: Backend) -> tuple[str, bool]:
+    """One line about a backend, and whether it is in order."""
+    reason = backend.missing()
+    if reason is not None:
+        return f'missing: {reason}', True
+    devices = ['cpu'] + ['cuda'] * torch.cuda.is_available()
+    results = []
+    for device in filter(backend.runs_on, devices):
+        try:
+            error = check(backend.name, device)
+        except Exception as problem:  # whatever it is, the other backends are still reported
+            results.append((f'{device}: FAILED, {type(problem).__name__}: {problem}', False))
+        else:
+            verdict = 'ok' if error < TOLERANCE else 'WRONG'
+            results.append((f'{device}: {verdict}, error {error:.0e}', error < TOLERANCE))
+    return '; '.join(line for line, _ in results), all(fine for _, fine in results)
+
+
+def main() -> int:
+    """Print the report; the exit status is 1 where a backend that is there does not work."""
+    print(f'Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}')
+    print(f'CPU: {torch.get_num_threads()} threads', end='')
+    if BACKENDS['cpp'].missing() is None:
+        ops = torch.ops.mmvim_ops
+        print(f', {ops.cpp_instruction_set()} of {", ".join(ops.cpp_instruction_sets())}', end='')
+    print()
+    if torch.cuda.is_available():
+        print(f'GPU: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}')
+    warnings.simplefilter('ignore')  # the report says what is missing
+    fine = True
+    for name, backend in BACKENDS.items():
+        line, backend_is_fine = describe(backend)
+        print(f'{name:8} {line}')
+        fine &= backend_is_fine
+    print(f'default on the CPU: {choose_backend(None, "cpu").name}')
+    if torch.cuda.is_available():
+        print(f'default on the GPU: {choose_backend(None, "cuda").name}')
+    return 0 if fine else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
