@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvim_ops import selective_scan
+from mmvim_ops import (
+    Direction,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    selective_scan,
+)
 
 __all__ = ['MambaMixer']
 
@@ -75,9 +80,9 @@ class MambaMixer(nn.Module):
             self.gamma = nn.Parameter(torch.full((embed_dims,), float(layer_scale)))
 
         self.conv1d, self.x_proj, self.dt_proj = self._projections(inner_dims, d_conv)
-        self.A_log, self.D = self._state_matrix(inner_dims), nn.Parameter(torch.ones(inner_dims))
+        self.A_log, self.D = self._log_states(inner_dims), nn.Parameter(torch.ones(inner_dims))
         if directions != 'none':
-            self.A_b_log = self._state_matrix(inner_dims)
+            self.A_b_log = self._log_states(inner_dims)
         if directions == 'ssm_conv':
             self.conv1d_b, self.x_proj_b, self.dt_proj_b = self._projections(inner_dims, d_conv)
             self.D_b = nn.Parameter(torch.ones(inner_dims))
@@ -95,7 +100,7 @@ class MambaMixer(nn.Module):
             dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
         return conv1d, x_proj, dt_proj
 
-    def _state_matrix(self, inner_dims: int) -> nn.Parameter:
+    def _log_states(self, inner_dims: int) -> nn.Parameter:
         """log(-A) with A = -(1 … N) in every channel (S4D-Real)."""
         n = torch.arange(1, self.d_state + 1, dtype=torch.float32)
         return nn.Parameter(n.log().repeat(inner_dims, 1))  # (E, N)
@@ -103,68 +108,43 @@ class MambaMixer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix (B, L, C) tokens; returns the same shape."""
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)  # 2 × (B, E, L)
-        y = self._mix(x, z).transpose(1, 2)  # (B, L, E)
-        out = self.out_proj(y)  # (B, L, C)
+        out = self.out_proj(self._mix(x, z).transpose(1, 2))  # (B, L, C)
         return out if self.gamma is None else out * self.gamma
 
     def _mix(self, x: Tensor, z: Tensor) -> Tensor:
-        forward = (self.conv1d, self.x_proj, self.dt_proj)
-        if self.directions == 'ssm_conv':
-            y = self._scan(*self._selection(x, *forward), self.A_log, self.D, z)
-            backward = (self.conv1d_b, self.x_proj_b, self.dt_proj_b)
-            selection = self._selection(x, *backward, reverse=True)
-            y = y + self._scan(*selection, self.A_b_log, self.D_b, z, reverse=True)
-            return y / 2 if self.reduction == 'mean' else y
-        selection = self._selection(x, *forward)
-        y = self._scan(*selection, self.A_log, self.D, z)
+        """Scan (B, E, L) inputs gated by z in all directions; returns the same shape."""
+        forward = self._direction(x, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+        if self.directions == 'none':
+            return selective_scan(*forward[:6], z, forward.delta_bias, delta_softplus=True)
         if self.directions == 'ssm':
-            y = y + self._scan(*selection, self.A_b_log, self.D, z, reverse=True)
-        return y
+            backward = forward._replace(A=state_matrix(self.A_b_log))
+            return bidirectional_selective_scan(forward, backward, z, delta_softplus=True)
+        backward = self._direction(
+            x, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b, reverse=True
+        )
+        scale = 0.5 if self.reduction == 'mean' else 1.0
+        return bidirectional_selective_scan(forward, backward, z, delta_softplus=True, scale=scale)
 
-    def _selection(
+    def _direction(
         self,
         x: Tensor,
         conv1d: nn.Conv1d,
         x_proj: nn.Linear,
         dt_proj: nn.Linear,
-        reverse: bool = False,
-    ) -> tuple[Tensor, ...]:
-        """What the scan reads besides A, D and z: u, delta (both (B, E, L)), B, C, delta_bias."""
-        pad, weight = conv1d.kernel_size[0] - 1, conv1d.weight
-        # Causal means seeing only earlier tokens, so the backward direction pads at the end and
-        # mirrors the kernel: the same as flipping the sequence, without the copies.
-        x = F.pad(x, (0, pad) if reverse else (pad, 0))
-        weight = weight.flip(-1) if reverse else weight
-        u = F.silu(F.conv1d(x, weight, conv1d.bias, groups=conv1d.groups))  # (B, E, L)
-        dt, B, C = x_proj(u.transpose(1, 2)).split(
-            (self.dt_rank, self.d_state, self.d_state), dim=-1
-        )  # (B, L, ·)
-        # The bias goes to the scan, which adds it in float32 whatever the autocast type is.
-        delta = F.linear(dt, dt_proj.weight).transpose(1, 2)  # (B, E, L)
-        return u, delta, B.transpose(1, 2), C.transpose(1, 2), dt_proj.bias
-
-    @staticmethod
-    def _scan(
-        u: Tensor,
-        delta: Tensor,
-        B: Tensor,
-        C: Tensor,
-        delta_bias: Tensor,
         A_log: Tensor,
         D: Tensor,
-        z: Tensor,
         reverse: bool = False,
-    ) -> Tensor:
-        A = -A_log.float().exp()  # (E, N)
-        return selective_scan(
-            u,
-            delta,
-            A,
-            B,
-            C,
-            D.float(),
-            z,
-            delta_bias.float(),
-            delta_softplus=True,
-            reverse=reverse,
-        )
+    ) -> Direction:
+        """What the scan of one direction reads, selected by the (B, E, L) input."""
+        u = causal_conv1d(x, conv1d.weight, conv1d.bias, reverse=reverse)  # (B, E, L)
+        sizes = (self.dt_rank, self.d_state, self.d_state)
+        dt, B, C = x_proj(u.transpose(1, 2)).split(sizes, dim=-1)  # (B, L, dt_rank | N | N)
+        # The bias goes to the scan, which adds it in float32 whatever the autocast type is.
+        delta = F.linear(dt, dt_proj.weight).transpose(1, 2)  # (B, E, L)
+        B, C = B.transpose(1, 2), C.transpose(1, 2)  # (B, N, L)
+        return Direction(u, delta, state_matrix(A_log), B, C, D.float(), dt_proj.bias.float())
+
+
+def state_matrix(A_log: Tensor) -> Tensor:
+    """A = -exp(A_log), always negative, in float32: states decay."""
+    return -A_log.float().exp()  # (E, N)

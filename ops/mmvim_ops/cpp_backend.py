@@ -159,10 +159,11 @@ def _setup_scan(ctx, inputs, output):
 
 
 def _scan_backward(ctx, grad_out, grad_last_state, _):
+    saved = ctx.saved_tensors  # once: recomputation hands them out a single time
     grads = torch.ops.mmvim_ops.cpp_scan_backward(
-        grad_out, grad_last_state, *ctx.saved_tensors, ctx.delta_softplus, ctx.reverse
+        grad_out, grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
     )
-    return *_only_given(ctx.saved_tensors[:8], grads), None, None, None
+    return *_only_given(saved[:8], grads), None, None, None
 
 
 def _setup_bidirectional_scan(ctx, inputs, output):
@@ -171,10 +172,11 @@ def _setup_bidirectional_scan(ctx, inputs, output):
 
 
 def _bidirectional_scan_backward(ctx, grad_out, *_):
+    saved = ctx.saved_tensors  # once: recomputation hands them out a single time
     grads = torch.ops.mmvim_ops.cpp_bidirectional_scan_backward(
-        grad_out, *ctx.saved_tensors, ctx.delta_softplus, ctx.scale
+        grad_out, *saved, ctx.delta_softplus, ctx.scale
     )
-    return *_only_given(ctx.saved_tensors[:15], grads), None, None, None
+    return *_only_given(saved[:15], grads), None, None, None
 
 
 def _setup_conv1d(ctx, inputs, output):
@@ -183,10 +185,11 @@ def _setup_conv1d(ctx, inputs, output):
 
 
 def _conv1d_backward(ctx, grad_out):
+    saved = ctx.saved_tensors  # once: recomputation hands them out a single time
     grads = torch.ops.mmvim_ops.cpp_conv1d_backward(
-        grad_out, *ctx.saved_tensors, ctx.silu, ctx.reverse
+        grad_out, *saved, ctx.silu, ctx.reverse
     )
-    return *_only_given(ctx.saved_tensors, grads), None, None
+    return *_only_given(saved, grads), None, None
 
 
 if MISSING is None:

@@ -3,6 +3,7 @@ derivatives."""
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from scan_cases import CPU_BACKENDS, TENSORS, assert_same, make_arguments, run
 
 from mmvim_ops import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
@@ -169,3 +170,20 @@ def test_works_in_a_forked_loader_worker(backend):
         scans, num_workers=2, timeout=60, multiprocessing_context='fork'
     )
     torch.testing.assert_close(torch.cat(list(loader)), expected)
+
+
+@each_backend
+def test_activations_can_be_recomputed(backend):
+    """torch.utils.checkpoint hands saved tensors out a single time."""
+
+    def block(u, delta, A, B, C, D, z, bias):
+        u = causal_conv1d(u, A[:, :2], bias, backend=backend)
+        y = selective_scan(u, delta, A, B, C, D, z, bias, True, backend=backend)
+        direction = Direction(y, delta, A, B, C, D, bias)
+        return bidirectional_selective_scan(direction, direction, z, True, backend=backend)
+
+    inputs = leaves(make_arguments())
+    stored = torch.autograd.grad(block(*inputs).sum(), inputs)
+    out = torch.utils.checkpoint.checkpoint(block, *inputs, use_reentrant=False)
+    for ours, expected in zip(torch.autograd.grad(out.sum(), inputs), stored, strict=True):
+        assert torch.equal(ours, expected)
