@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
@@ -67,3 +68,17 @@ def test_batch_norm_is_plain_until_training_is_distributed():
         cfg = Config.fromfile(path)
         assert 'SyncBN' not in cfg.pretty_text
         assert cfg.sync_bn == 'torch'
+
+
+def test_the_example_of_the_readme_works(tmp_path):
+    readme = (CONFIGS.parent / 'README.md').read_text(encoding='utf-8')
+    example = readme.split('```python\n')[1].split('```')[0]
+    assert 'VisionMamba' in example and 'init_cfg' in example
+    (tmp_path / 'config.py').write_text(example)
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    del cfg.model.backbone.init_cfg  # the weights are not here
+    cfg.default_scope = 'mmseg'
+    cfg.model.decode_head.norm_cfg = cfg.model.auxiliary_head.norm_cfg = dict(type='BN')
+    model = build(cfg).eval()
+    logits = model(torch.rand(1, 3, 96, 160), mode='tensor')
+    assert logits.shape == (1, 19, 24, 40)  # stride 4

@@ -43,9 +43,7 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
     if cfg.default_scope == 'mmdet':
         hook.test_out_dir = show_dir
     else:  # mmseg draws through the visualiser's backends
-        cfg.visualizer.vis_backends = [
-            dict(type='LocalVisBackend', save_dir=show_dir, img_save_dir='.')
-        ]
+        cfg.visualizer.vis_backends = [dict(type='LocalVisBackend', img_save_dir=show_dir)]
 
 
 def use_tta(cfg: Config) -> None:

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from mmvim.utils import load_checkpoint
+from mmvim.utils import load_from_local
 
 from .sequence import (
     NUM_CLASS_TOKENS,
@@ -50,7 +50,7 @@ def load_pretrained(
     if '://' in checkpoint:
         content = CheckpointLoader.load_checkpoint(checkpoint, map_location)
     else:
-        content = load_checkpoint(checkpoint, map_location)
+        content = load_from_local(checkpoint, map_location)
     state_dict = _backbone_entries(content, prefix)
     _check_arch(model, state_dict, checkpoint)
     result = model.load_state_dict(state_dict, strict=False)

@@ -17,7 +17,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-__all__ = ['CheckpointError', 'allow_mmengine_checkpoints', 'guard_checkpoints', 'load_checkpoint']
+__all__ = ['CheckpointError', 'allow_mmengine_checkpoints', 'guard_checkpoints', 'load_from_local']
 
 
 class CheckpointError(RuntimeError):
@@ -41,7 +41,7 @@ def allow_mmengine_checkpoints() -> None:
     )
 
 
-def load_checkpoint(filename: str, map_location: str | None = 'cpu') -> dict:
+def load_from_local(filename: str, map_location: str | None = 'cpu') -> dict:
     """Load a local checkpoint without executing anything in it.
 
     Args:
@@ -80,7 +80,7 @@ def guard_checkpoints(trust: bool = False) -> None:
         return
     # Files from URLs take another way through mmengine, which asks torch for full unpickling.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    CheckpointLoader.register_scheme(prefixes='', loader=load_checkpoint, force=True)
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
 
 
 def _is_pickle(filename: str) -> bool:

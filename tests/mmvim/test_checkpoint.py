@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmvim.utils import CheckpointError, load_checkpoint
+from mmvim.utils import CheckpointError, load_from_local
 
 
 class Hostile:
@@ -30,7 +30,7 @@ def test_hostile_pickles_are_refused_unread(tmp_path, legacy):
     else:
         torch.save(content, path)
     with pytest.raises(CheckpointError, match='hostile.pth was refused.*--trust-checkpoint'):
-        load_checkpoint(str(path))
+        load_from_local(str(path))
     assert not trace.exists()
 
 
@@ -40,22 +40,22 @@ def test_truncated_files_are_told_from_hostile_ones(tmp_path):
     for size in (0, 1, 100, whole.stat().st_size // 2, whole.stat().st_size - 10):
         cut.write_bytes(whole.read_bytes()[:size])
         with pytest.raises(CheckpointError, match='cut.pth cannot be read.*cut short'):
-            load_checkpoint(str(cut))
+            load_from_local(str(cut))
     cut.write_text('<html>404 Not Found</html>')
     with pytest.raises(CheckpointError, match='cut.pth cannot be read'):
-        load_checkpoint(str(cut))
+        load_from_local(str(cut))
 
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match='nothing.pth: there is no such file'):
-        load_checkpoint(str(tmp_path / 'nothing.pth'))
+        load_from_local(str(tmp_path / 'nothing.pth'))
 
 
 def test_what_mmengine_saves_is_admitted(tmp_path):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     content = {'message_hub': {'loss': history}, 'seed': np.int64(3), 'x': np.float64(0.5)}
     torch.save(content, tmp_path / 'own.pth')
-    loaded = load_checkpoint(str(tmp_path / 'own.pth'))
+    loaded = load_from_local(str(tmp_path / 'own.pth'))
     assert loaded['message_hub']['loss'].mean() == 1.5
     assert loaded['seed'] == 3
 
