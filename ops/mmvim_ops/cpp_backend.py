@@ -186,9 +186,7 @@ def _setup_conv1d(ctx, inputs, output):
 
 def _conv1d_backward(ctx, grad_out):
     saved = ctx.saved_tensors  # once: recomputation hands them out a single time
-    grads = torch.ops.mmvim_ops.cpp_conv1d_backward(
-        grad_out, *saved, ctx.silu, ctx.reverse
-    )
+    grads = torch.ops.mmvim_ops.cpp_conv1d_backward(grad_out, *saved, ctx.silu, ctx.reverse)
     return *_only_given(saved, grads), None, None
 
 
