@@ -20,6 +20,12 @@ from mmengine.runner import CheckpointLoader
 __all__ = ['CheckpointError', 'allow_mmengine_checkpoints', 'guard_checkpoints', 'load_from_local']
 
 
+PLAIN_NUMBERS = (
+    *('float16', 'float32', 'float64', 'bool'),
+    *(f'{kind}{bits}' for kind in ('int', 'uint') for bits in (8, 16, 32, 64)),
+)
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot or must not be loaded; the message is meant for the user."""
 
@@ -36,7 +42,7 @@ def allow_mmengine_checkpoints() -> None:
             np.dtype,
             multiarray._reconstruct,
             multiarray.scalar,
-            *(type(np.dtype(name)) for name in ('float64', 'int64', 'uint32')),
+            *(type(np.dtype(name)) for name in PLAIN_NUMBERS),
         ]
     )
 
@@ -99,7 +105,6 @@ def _damaged(filename: str, error: Exception) -> CheckpointError:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # torch puts advice to switch the protection off first and the reason behind this mark.
-    reasons = [line for line in lines if 'Unsupported' in line or 'WeightsUnpickler error' in line]
-    return (reasons or lines or [type(error).__name__])[0]
+    """What torch says went wrong, without its advice to switch the protection off."""
+    reason = str(error).split('WeightsUnpickler error:')[-1].strip()
+    return reason.splitlines()[0] if reason else type(error).__name__

@@ -29,7 +29,8 @@ def test_hostile_pickles_are_refused_unread(tmp_path, legacy):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path)
-    with pytest.raises(CheckpointError, match='hostile.pth was refused.*--trust-checkpoint'):
+    message = 'hostile.pth was refused' + ('' if legacy else '.*system') + '.*--trust-checkpoint'
+    with pytest.raises(CheckpointError, match=message):
         load_from_local(str(path))
     assert not trace.exists()
 
@@ -51,13 +52,16 @@ def test_missing_files_are_named(tmp_path):
         load_from_local(str(tmp_path / 'nothing.pth'))
 
 
-def test_what_mmengine_saves_is_admitted(tmp_path):
+@pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64', 'int64', 'uint8', 'bool'])
+def test_what_mmengine_saves_is_admitted(tmp_path, dtype):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
-    content = {'message_hub': {'loss': history}, 'seed': np.int64(3), 'x': np.float64(0.5)}
+    score = np.array([0, 1]).astype(dtype)
+    content = {'message_hub': {'loss': history, 'best_score': score[1]}, 'scores': score}
     torch.save(content, tmp_path / 'own.pth')
     loaded = load_from_local(str(tmp_path / 'own.pth'))
     assert loaded['message_hub']['loss'].mean() == 1.5
-    assert loaded['seed'] == 3
+    assert loaded['message_hub']['best_score'] == 1
+    assert loaded['scores'].dtype == np.dtype(dtype)
 
 
 GUARDED = """

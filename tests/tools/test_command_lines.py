@@ -57,6 +57,7 @@ def options(data: Path, **more) -> list[str]:
         'model.decode_head.channels': 16,
         'model.auxiliary_head.in_channels': 32,
         'default_hooks.checkpoint.interval': 2,
+        'default_hooks.checkpoint.save_best': 'mIoU',
         'default_hooks.logger.interval': 1,
     }
     settings |= {key.replace('__', '.'): value for key, value in more.items()}
