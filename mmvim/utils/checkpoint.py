@@ -106,5 +106,6 @@ def _damaged(filename: str, error: Exception) -> CheckpointError:
 
 def _first_line(error: Exception) -> str:
     """What torch says went wrong, without its advice to switch the protection off."""
-    reason = str(error).split('WeightsUnpickler error:')[-1].strip()
-    return reason.splitlines()[0] if reason else type(error).__name__
+    lines = (line.replace('WeightsUnpickler error:', '').strip() for line in str(error).split('\n'))
+    reasons = [line for line in lines if line and 'weights_only' not in line]
+    return reasons[0].split('. ')[0] if reasons else type(error).__name__
