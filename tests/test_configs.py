@@ -82,3 +82,25 @@ def test_the_example_of_the_readme_works(tmp_path):
     model = build(cfg).eval()
     logits = model(torch.rand(1, 3, 96, 160), mode='tensor')
     assert logits.shape == (1, 19, 24, 40)  # stride 4
+
+
+@pytest.mark.parametrize('path', READY, ids=lambda p: p.stem)
+def test_a_training_step_reaches_every_parameter(path):
+    """Distributed training waits for a gradient of every parameter that asks for one."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    cfg = Config.fromfile(path)
+    cfg.model.data_preprocessor.size = (64, 64)
+    model = build(cfg).train()
+    samples = []
+    for _ in range(2):
+        labels = torch.randint(cfg.model.decode_head.num_classes, (1, 64, 64))
+        samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels)))
+    images = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in samples]
+    batch = model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
+    loss, _ = model.parse_losses(model(**batch, mode='loss'))
+    loss.backward()
+    assert loss.isfinite()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []

@@ -109,12 +109,11 @@ def check_data(cfg: Config, *loaders: str) -> None:
         for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
             root = dataset.get('data_root') or ''
             prefix = dataset.get('data_prefix') or {}
-            parts = {f'data_prefix.{key}': value for key, value in dict(prefix).items()}
-            parts['ann_file'] = dataset.get('ann_file')
-            for key, part in {'data_root': '', **parts}.items():
-                if part is None or (not part and not root):
-                    continue
-                path = Path(root, part)
+            prefix = {'': prefix} if isinstance(prefix, str) else prefix
+            parts = {'data_root': '', 'ann_file': dataset.get('ann_file')}
+            parts |= {f'data_prefix.{key}'.rstrip('.'): part for key, part in prefix.items()}
+            for key, part in parts.items():
+                path = Path(root, part or '')
                 if '://' not in str(root) and not path.exists():
                     raise UserError(
                         f'{loader}.dataset.{key}: {path} does not exist. '
