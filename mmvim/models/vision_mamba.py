@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -322,11 +322,14 @@ class VisionMamba(BaseModule):
 
     def init_weights(self) -> None:
         """Load the checkpoint named by ``init_cfg``; otherwise keep the construction's values."""
-        if self.init_cfg and self.init_cfg.get('type') == 'Pretrained':
-            load_pretrained(self, **{k: v for k, v in self.init_cfg.items() if k != 'type'})
-            self._is_init = True
-        else:
+        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        pretrained = [cfg for cfg in cfgs if cfg.get('type') in ('Pretrained', PretrainedInit)]
+        if not pretrained:
             super().init_weights()
+            return
+        # It sets every parameter, so that other entries of init_cfg would be overwritten.
+        load_pretrained(self, **{k: v for k, v in pretrained[-1].items() if k != 'type'})
+        self._is_init = True
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         adapt_state_dict(self, state_dict, prefix)

@@ -35,6 +35,15 @@ def test_dense_model_reads_a_classifier_with_a_class_token(official):
     assert torch.equal(dense.layers[1].mixer.A_b_log, weights['layers.1.mixer.A_b_log'])
 
 
+def test_init_cfg_may_be_a_list(official):
+    weights = torch.load(official, weights_only=True)['model']
+    init_cfg = [dict(type='TruncNormal', layer='Linear'), build(official).init_cfg]
+    model = VisionMamba(ARCH, img_size=56, patch_size=4, init_cfg=init_cfg)
+    model.init_weights()
+    name = 'layers.0.mixer.in_proj.weight'
+    assert torch.equal(model.state_dict()[name], weights[name])
+
+
 def test_position_embedding_is_resized_to_img_size(official):
     dense = build(official, cls_token=None, img_size=(128, 96))
     assert dense.pos_embed.shape == (1, 32 * 24, 16)

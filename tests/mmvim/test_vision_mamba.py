@@ -144,6 +144,14 @@ def test_the_residual_stream_stays_in_float32_under_autocast():
     assert mixed.dtype == torch.bfloat16
 
 
+def test_a_model_in_bfloat16_runs():
+    image = torch.rand(1, 3, 32, 32)
+    (out,) = small().bfloat16()(image.bfloat16())
+    assert out.dtype == torch.bfloat16
+    (expected,) = small()(image)
+    assert (out - expected).norm() / expected.norm() < 0.05
+
+
 def test_frozen_stages_neither_learn_nor_drop():
     model = small(frozen_stages=2, drop_path_rate=0.5).train()
     model(torch.rand(2, 3, 32, 32))[0].sum().backward()
