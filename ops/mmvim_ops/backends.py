@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import cpp_backend, torch_conv, torch_scan
+from . import cpp_backend, torch_conv, torch_scan, triton_backend
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Backend:
             ``out``, where both directions are ``(u, delta, A, B, C, D, delta_bias)``. None: two
             scans.
         conv1d (Callable): ``(x, weight, bias, silu, reverse)`` to ``out``.
+        only_by_name (bool): Never the default: it is there for tests.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Backend:
     scan: Callable
     bidirectional_scan: Callable | None = None
     conv1d: Callable = torch_conv.conv1d
+    only_by_name: bool = False
 
     def runs_on(self, device_type: str) -> bool:
         return self.device_types is None or device_type in self.device_types
@@ -47,6 +49,13 @@ BACKENDS = {
             cpp_backend.scan,
             cpp_backend.bidirectional_scan,
             cpp_backend.conv1d,
+        ),
+        Backend(
+            'triton',
+            ('cpu', 'cuda') if triton_backend.INTERPRETED else ('cuda',),
+            triton_backend.missing,
+            triton_backend.scan,
+            only_by_name=triton_backend.INTERPRETED,
         ),
         Backend('torch', None, lambda: None, torch_scan.scan),
     )
@@ -67,7 +76,11 @@ def choose_backend(name: str | None, device_type: str) -> Backend:
         ValueError: The name is unknown, or the backend cannot run here or on this device.
     """
     if name is None:
-        suitable = [backend for backend in BACKENDS.values() if backend.runs_on(device_type)]
+        suitable = [
+            backend
+            for backend in BACKENDS.values()
+            if backend.runs_on(device_type) and not backend.only_by_name
+        ]
         chosen = next(backend for backend in suitable if backend.missing() is None)
         if chosen is not suitable[0] and not torch.compiler.is_compiling():
             _warn_once(suitable[0], chosen)

@@ -7,7 +7,8 @@ namespace mmvim {
 namespace {
 
 template <class T>
-ConvArgs<T> conv_args(const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu, bool reverse) {
+ConvArgs<T> conv_args(const Tensor& x, const Tensor& weight, const Tensor& bias, bool silu,
+                      bool reverse) {
   ConvArgs<T> args{};
   args.batch = x.size(0), args.channels = x.size(1), args.length = x.size(2);
   args.width = weight.size(1);
@@ -19,7 +20,8 @@ ConvArgs<T> conv_args(const Tensor& x, const Tensor& weight, const Tensor& bias,
   return args;
 }
 
-Tensor conv1d(const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_, bool silu, bool reverse) {
+Tensor conv1d(const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_, bool silu,
+              bool reverse) {
   auto type = compute_type(x_);
   Tensor x = as(x_, type), weight = packed(as(weight_, type)), bias = packed(as(bias_, type));
   Tensor out = at::empty_like(x);
@@ -43,7 +45,8 @@ std::tuple<Tensor, Tensor, Tensor> conv1d_backward(
   Tensor x = as(x_, type), weight = packed(as(weight_, type)), bias = packed(as(bias_, type));
   Tensor grad_out = as(grad_out_, type), grad_x = at::empty_like(x);
   Tensor grad_weight = at::zeros({x.size(0), x.size(1), weight.size(1)}, weight.options());
-  Tensor grad_bias = bias.defined() ? at::zeros({x.size(0), x.size(1)}, weight.options()) : Tensor();
+  Tensor grad_bias;
+  if (bias.defined()) grad_bias = at::zeros({x.size(0), x.size(1)}, weight.options());
   if (x.numel() > 0) {
     with_type(type, [&](auto zero) {
       using T = decltype(zero);
@@ -56,8 +59,9 @@ std::tuple<Tensor, Tensor, Tensor> conv1d_backward(
       });
     });
   }
-  return {grad_x.to(x_.scalar_type()), grad_weight.sum(0).to(weight_.scalar_type()),
-          bias.defined() ? grad_bias.sum(0).to(bias_->scalar_type()) : at::empty({0}, x_.options())};
+  grad_bias = bias.defined() ? grad_bias.sum(0).to(bias_->scalar_type())
+                             : at::empty({0}, x_.options());
+  return {grad_x.to(x_.scalar_type()), grad_weight.sum(0).to(weight_.scalar_type()), grad_bias};
 }
 
 TORCH_LIBRARY_FRAGMENT(mmvim_ops, m) {

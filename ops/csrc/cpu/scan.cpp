@@ -28,7 +28,7 @@ struct Direction {
     return std::max(B.dim() == 4 ? B.size(1) : 1, C.dim() == 4 ? C.size(1) : 1);
   }
   int64_t saved() const { return length() > 0 ? (length() - 1) / kChunk : 0; }
-  Tensor empty(at::IntArrayRef size) const { return at::empty(size, u.options().memory_format(c10::nullopt)); }
+  Tensor empty(at::IntArrayRef size) const { return at::empty(size, u.options()); }
   Tensor new_checkpoints(bool save) const {
     return save ? empty({batch(), saved(), states(), channels()}) : empty({0});
   }
@@ -88,8 +88,8 @@ struct Gradients {
       using T = decltype(zero);
       auto args = d.args<T>(z, scale, finish);
       auto room = [&](const Tensor& x) {
-        return x.dim() == 2 ? at::empty_like(A)
-                            : d.empty({args.splits, args.batch, args.groups, args.length, args.states});
+        if (x.dim() == 2) return at::empty_like(A);
+        return d.empty({args.splits, args.batch, args.groups, args.length, args.states});
       };
       B = room(d.B), C = room(d.C);
       args.checkpoints = data<T>(checkpoints);
@@ -97,7 +97,8 @@ struct Gradients {
       args.grad_last_state = data<const T>(grad_last_state);
       args.grad_u = sequence<T>(u, d.reverse), args.grad_delta = sequence<T>(delta, d.reverse);
       args.grad_z = sequence<T>(grad_z, d.reverse);
-      args.grad_A = data<T>(A), args.grad_D = data<T>(D), args.grad_delta_bias = data<T>(delta_bias);
+      args.grad_A = data<T>(A), args.grad_D = data<T>(D);
+      args.grad_delta_bias = data<T>(delta_bias);
       args.grad_time = d.reverse ? -args.states : args.states;
       int64_t start = d.reverse ? (args.length - 1) * args.states : 0;
       args.grad_B = data<T>(B) + (args.B.varying ? start : 0);
@@ -155,7 +156,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_
   auto type = d.u.scalar_type();
   Tensor gate = as(z, type), grad_z = gate.defined() ? at::empty_like(gate) : Tensor();
   Gradients g(d);
-  g.run(d, gate, 1., Finish::kGate, as(grad_out, type), packed(as(grad_last_state, type)), checkpoints, grad_z);
+  g.run(d, gate, 1., Finish::kGate, as(grad_out, type), packed(as(grad_last_state, type)),
+        checkpoints, grad_z);
   return {result(g.u, u), result(g.delta, delta), result(g.A, A), result(g.B, B), result(g.C, C),
           result(g.D, D, u), result(grad_z, z, u), result(g.delta_bias, delta_bias, u)};
 }

@@ -4,7 +4,7 @@
 // start and kept with their decays, then the adjoint recurrence runs back over them. With g the
 // gradient of y, G_t = C_t g_t + X_{t+1} the gradient that reaches h_t and X_t = exp(Δ_t A) G_t
 // what goes on to h_{t-1}:
-//   ∂B_t = G_t Δ_t u_t    ∂C_t = h_t g_t    ∂(Δ_t u_t) = B_t · G_t    ∂(Δ_t A) = X_t h_{t-1}
+//   ∂B_t = G_t Δ_t u_t   ∂C_t = h_t g_t   ∂(Δ_t u_t) = B_t · G_t   ∂(Δ_t A) = X_t h_{t-1}
 // Sums over channels are kept as vectors while blocks of channels are added, and only then over
 // the lanes.
 #pragma once
@@ -77,10 +77,12 @@ template <class T> struct Backward {
   Backward(const mmvim::ScanArgs<T>& args, Arena& arena) : args(args) {
     const int64_t blocks = most_blocks(args), N = args.states;
     for (V** matrix : {&A, &A_scaled, &X, &grad_A}) *matrix = arena.take<V>(blocks * N);
-    for (V** matrix : {&B_constant, &grad_B_constant}) *matrix = arena.take<V>(args.B.varying ? 0 : blocks * N);
-    for (V** matrix : {&C_constant, &grad_C_constant}) *matrix = arena.take<V>(args.C.varying ? 0 : blocks * N);
+    const int64_t in_B = args.B.varying ? 0 : blocks * N, in_C = args.C.varying ? 0 : blocks * N;
+    for (V** matrix : {&B_constant, &grad_B_constant}) *matrix = arena.take<V>(in_B);
+    for (V** matrix : {&C_constant, &grad_C_constant}) *matrix = arena.take<V>(in_C);
     for (V** vector : {&grad_D, &grad_bias}) *vector = arena.take<V>(blocks);
-    for (V** tile : {&u, &delta, &slope, &scaled, &g, &y, &grad_u, &grad_delta}) *tile = arena.take<V>(kSteps);
+    for (V** tile : {&u, &delta, &slope, &scaled, &g, &y, &grad_u, &grad_delta})
+      *tile = arena.take<V>(kSteps);
     for (V** tile : {&decays, &grad_B, &grad_C}) *tile = arena.take<V>(kSteps * N);
     states = arena.take<V>((kSteps + 1) * N);
     for (T** tile : {&B, &C}) *tile = arena.take<T>(kSteps * N);
@@ -112,20 +114,17 @@ template <class T> struct Backward {
 
   void begin(const Task<T>& task, int64_t k) {
     const int64_t N = args.states, c = task.channel(k), i = (k - task.first) * N;
+    const int64_t row = task.batch * args.channels + c;
     int lanes = task.lanes(k);
     load_states(A + i, args.A + c * N, N, 1, N, lanes);
     for (int64_t n = i; n < i + N; n++)
       A_scaled[n] = A[n] * kDecayScale<T>, grad_A[n] = X[n] = V{};
     if (args.grad_last_state)
-      load_states(X + i, args.grad_last_state + (task.batch * args.channels + c) * N, N, 1, N, lanes);
-    if (!args.B.varying) {
-      load_states(B_constant + i, args.B.data + c * args.B.channel, args.B.channel, args.B.state, N, lanes);
-      for (int64_t n = i; n < i + N; n++) grad_B_constant[n] = V{};
-    }
-    if (!args.C.varying) {
-      load_states(C_constant + i, args.C.data + c * args.C.channel, args.C.channel, args.C.state, N, lanes);
-      for (int64_t n = i; n < i + N; n++) grad_C_constant[n] = V{};
-    }
+      load_states(X + i, args.grad_last_state + row * N, N, 1, N, lanes);
+    load_constant(B_constant + i, args.B, c, N, lanes);
+    load_constant(C_constant + i, args.C, c, N, lanes);
+    for (int64_t n = i; !args.B.varying && n < i + N; n++) grad_B_constant[n] = V{};
+    for (int64_t n = i; !args.C.varying && n < i + N; n++) grad_C_constant[n] = V{};
     grad_D[k - task.first] = grad_bias[k - task.first] = V{};
   }
 
@@ -137,7 +136,8 @@ template <class T> struct Backward {
     if (!args.B.varying) store_states(grad_B_constant + i, args.grad_B + row * N, N, 1, N, lanes);
     if (!args.C.varying) store_states(grad_C_constant + i, args.grad_C + row * N, N, 1, N, lanes);
     if (args.grad_D) store_lanes(args.grad_D + row, 1, lanes, grad_D[k - task.first]);
-    if (args.grad_delta_bias) store_lanes(args.grad_delta_bias + row, 1, lanes, grad_bias[k - task.first]);
+    if (args.grad_delta_bias)
+      store_lanes(args.grad_delta_bias + row, 1, lanes, grad_bias[k - task.first]);
   }
 
   void sum_lanes(const V* from, T* to, int steps) {
@@ -160,6 +160,8 @@ template <class T> struct Backward {
       grad_u[t] = grad_delta[t] = V{};
     }
     load_checkpoint(w);
+    expect_store(args.grad_u, w);
+    expect_store(args.grad_delta, w);
 
     over_states(N, [&](int64_t n, auto count) {
       constexpr int kCount = decltype(count)::value;
@@ -216,9 +218,8 @@ template <class T> struct Backward {
   // The gradient of z, which needs y of all directions.
   void finish(const Window& w) {
     if (!args.grad_z.data) return;
-    const mmvim::Sequence<T>& to = args.grad_z;
     if (args.finish == mmvim::Finish::kAddAndGate) {
-      load_tile(u, mmvim::Sequence<const T>{to.data, to.batch, to.channel, to.time}, w);
+      load_tile(u, readable(args.grad_z), w);
       for (int t = 0; t < w.steps; t++) y[t] += u[t];
     }
     if (args.finish != mmvim::Finish::kKeep) {
@@ -230,7 +231,7 @@ template <class T> struct Backward {
         y[t] *= g[t] * scale * s * fma(u[t], one - s, one);
       }
     }
-    store_tile(y, to, w);
+    store_tile(y, args.grad_z, w);
   }
 };
 

@@ -50,10 +50,8 @@ template <class T> struct Forward {
       int lanes = task.lanes(k);
       load_states(A + i, args.A + c * N, N, 1, N, lanes);
       for (int64_t n = i; n < i + N; n++) A[n] *= kDecayScale<T>, h[n] = V{};
-      if (!args.B.varying)
-        load_states(B_constant + i, args.B.data + c * args.B.channel, args.B.channel, args.B.state, N, lanes);
-      if (!args.C.varying)
-        load_states(C_constant + i, args.C.data + c * args.C.channel, args.C.channel, args.C.state, N, lanes);
+      load_constant(B_constant + i, args.B, c, N, lanes);
+      load_constant(C_constant + i, args.C, c, N, lanes);
     }
     for (int64_t time = 0; time < args.length; time += kTile) {
       int steps = int(args.length - time < kTile ? args.length - time : kTile);
@@ -73,6 +71,7 @@ template <class T> struct Forward {
   void tile(const Window& w, int64_t i) {
     load_tile(u, args.u, w);
     load_tile(delta, args.delta, w);
+    expect_store(args.out, w);
     V bias = args.delta_bias ? load_lanes(args.delta_bias + w.channel, 1, w.lanes) : V{};
     V D = args.D ? load_lanes(args.D + w.channel, 1, w.lanes) : V{};
     step_sizes<false>(delta, delta, bias, args.softplus, w.steps);
@@ -100,7 +99,7 @@ template <class T> struct Forward {
   // Gate y and write it out.
   void finish(const Window& w) {
     if (args.finish == mmvim::Finish::kAddAndGate) {
-      load_tile(u, mmvim::Sequence<const T>{args.out.data, args.out.batch, args.out.channel, args.out.time}, w);
+      load_tile(u, readable(args.out), w);
       for (int t = 0; t < w.steps; t++) y[t] += u[t];
     }
     if (args.finish != mmvim::Finish::kKeep) {

@@ -54,7 +54,8 @@ template <class T> Sequence<T> sequence(const Tensor& x, bool reverse) {
 template <class T> Matrix<T> matrix(const Tensor& x, bool reverse) {
   if (x.dim() == 2) return {data<T>(x), 0, 0, x.stride(0), x.stride(1), 0, false};
   int64_t n = x.dim() - 2;
-  Matrix<T> m{data<T>(x), x.stride(0), n == 2 ? x.stride(1) : 0, 0, x.stride(n), x.stride(n + 1), true};
+  int64_t group = n == 2 ? x.stride(1) : 0;
+  Matrix<T> m{data<T>(x), x.stride(0), group, 0, x.stride(n), x.stride(n + 1), true};
   if (reverse) {
     m.data += (x.size(-1) - 1) * m.time;
     m.time = -m.time;

@@ -57,7 +57,8 @@ template <class T> MMVIM_INLINE void store_lanes(T* p, int64_t stride, int lanes
 }
 
 // Rows t to t + W of a tile from memory where time is contiguous, forwards or backwards.
-template <class T> MMVIM_INLINE void load_square(Vec<T>* rows, const T* p, int64_t channel, int64_t time) {
+template <class T>
+MMVIM_INLINE void load_square(Vec<T>* rows, const T* p, int64_t channel, int64_t time) {
   constexpr int W = kLanes<T>;
   Vec<T> square[W];
 #pragma GCC unroll 16
@@ -67,7 +68,8 @@ template <class T> MMVIM_INLINE void load_square(Vec<T>* rows, const T* p, int64
   for (int i = 0; i < W; i++) rows[time < 0 ? W - 1 - i : i] = square[i];
 }
 
-template <class T> MMVIM_INLINE void store_square(const Vec<T>* rows, T* p, int64_t channel, int64_t time) {
+template <class T>
+MMVIM_INLINE void store_square(const Vec<T>* rows, T* p, int64_t channel, int64_t time) {
   constexpr int W = kLanes<T>;
   Vec<T> square[W];
 #pragma GCC unroll 16
@@ -111,6 +113,10 @@ MMVIM_INLINE T* at(const mmvim::Sequence<T>& s, int64_t batch, int64_t channel, 
   return s.data + batch * s.batch + channel * s.channel + time * s.time;
 }
 
+template <class T> MMVIM_INLINE mmvim::Sequence<const T> readable(const mmvim::Sequence<T>& s) {
+  return {s.data, s.batch, s.channel, s.time};
+}
+
 // The same channels and steps of any sequence.
 struct Window {
   int64_t batch, channel, time;
@@ -124,6 +130,13 @@ MMVIM_INLINE void load_tile(Vec<T>* tile, const mmvim::Sequence<const T>& s, con
 template <class T>
 MMVIM_INLINE void store_tile(const Vec<T>* tile, const mmvim::Sequence<T>& s, const Window& w) {
   store_tile<T>(tile, at(s, w.batch, w.channel, w.time), s.channel, s.time, w.steps, w.lanes);
+}
+
+// Bring the lines that a later store_tile writes into the cache while something is computed.
+template <class T>
+MMVIM_INLINE void expect_store(const mmvim::Sequence<T>& s, const Window& w) {
+  if (s.channel != 1) return;
+  for (int t = 0; t < w.steps; t++) __builtin_prefetch(at(s, w.batch, w.channel, w.time + t), 1);
 }
 
 // Hands out pieces of one allocation, each aligned for vectors. Started at null it only counts.
