@@ -35,7 +35,7 @@ watch_log() { # FIRST_LINE
     ((++seconds % 30 == 0)) || continue
     new=$(tail -n "+$1" "$LOG" | tail -c 300000)
     compiled=$(grep -oE '^ *\[[0-9]+/[0-9]+\]' <<<"$new" | tail -n 1 | tr -d ' ') || true
-    printf '      %d:%02d  %.80s\n' $((seconds / 60)) $((seconds % 60)) "${compiled:-$(tail -n 1 <<<"$new")}"
+    printf '      %d:%02d  %.80s\n' $((seconds / 60)) $((seconds % 60)) "${compiled:+compiled }${compiled:-$(tail -n 1 <<<"$new")}"
   done
 }
 
@@ -213,7 +213,8 @@ install_mmcv() {
   step "mmcv $(pin mmcv) with its compiled ops"
   plan_build
   if mmcv_is_ready; then return; fi
-  say "$MAX_JOBS compilers: about 6 minutes on two idle cores, up to 20 under load; none if pip has kept a build"
+  say "compiling, $MAX_JOBS files at once: about 6 minutes on two idle cores, up to 20 under load;"
+  say 'a build that pip has kept takes a moment'
   [[ $TORCH$CUDA_OPS != cuda0 ]] || say 'note: torch sees no GPU, or nvcc is missing: CPU ops only'
   ((!CUDA_OPS)) || say 'with CUDA ops: longer; for the CPU ops only: CUDA_VISIBLE_DEVICES= make install'
   # --no-deps: all it needs came with mmengine.
