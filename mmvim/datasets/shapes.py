@@ -1,8 +1,9 @@
 """A generated data set: textured shapes that lie on textured ground and cover each other.
 
-A class is an outline and a family of hues, wide enough to touch its neighbours'; texture, size and
-rotation are drawn without regard to it, and the ground is pale but of any hue. So a small network
-learns the classes in minutes, yet not from single pixels. Needs numpy and OpenCV only.
+A class is an outline and a family of hues that touches its neighbours'; texture, size and rotation
+are drawn without regard to it, and the ground is pale but of any hue. The hues are what lets a
+small network learn the classes in minutes: colour alone tells most of them, outlines the rest.
+Needs numpy and OpenCV only.
 """
 
 import json
