@@ -3,6 +3,8 @@ export PYTHON ?= python3
 export VENV ?= .venv
 export MMVIM_TORCH ?= auto
 PY = $(VENV)/bin/python
+# Threads wait for each other asleep, not spinning: much faster where the cores are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help install demo test lint clean-env
 

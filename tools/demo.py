@@ -6,7 +6,6 @@ works the same on real data with another config.
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -30,10 +29,7 @@ def parse_args() -> argparse.Namespace:
 def step(number: int, title: str, *command: str) -> None:
     """Run a tool and show the command; stop the demo with its exit code if it fails."""
     print(f'\n[{number}/3] {title}\n      python {shlex.join(command)}\n', flush=True)
-    # Threads that wait for each other asleep, not spinning: on a machine that does other things as
-    # well, the steps take a third of the time.
-    env = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ}
-    code = subprocess.call([sys.executable, *command], cwd=Path(__file__).parents[1], env=env)
+    code = subprocess.call([sys.executable, *command], cwd=Path(__file__).parents[1])
     if code:
         sys.exit(f'demo: step {number} ({title}) failed with exit code {code}, see above')
 
