@@ -30,6 +30,6 @@ setup(
         'seg': MMSEG,
         'det': MMDET,
         'cls': MMPRETRAIN,
-        'test': MMSEG + MMDET + ['pytest', 'ruff'],
+        'test': MMSEG + MMDET + ['pytest', 'ruff', 'triton>=3.3; platform_system == "Linux"'],
     },
 )

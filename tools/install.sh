@@ -241,6 +241,9 @@ install_mmengine
 install_mmcv
 step 'mmsegmentation, mmdet, pytest, ruff'
 pip_install tasks mmsegmentation mmdet ftfy regex pytest ruff
+# A CUDA torch has the Triton that it was made with, hence no pin in constraints.txt. Beside a CPU
+# torch, Triton's interpreter serves the tests of the scan.
+[[ $TORCH = cuda ]] || pip_install triton triton==3.7.1
 step 'this project (editable), and a check of it all'
 pip_install project -v --no-build-isolation --no-deps -e .
 run py -c 'import mmcv.ops, mmdet.models, mmseg.models, mmvim'

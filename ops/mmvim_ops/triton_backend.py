@@ -14,7 +14,7 @@ from .naive import compute_dtype
 from .torch_scan import refuse_second_derivative
 
 CHUNK = 64  # steps between two checkpoints, a multiple of STRIDE
-STRIDE = 8  # steps whose states backward holds in registers at once
+STRIDE = 4  # steps whose states backward holds in registers at once
 TILE = 512  # states · channels of a program: 16 registers of a warp for each
 CARRY_TILE = 128  # the same for `carry`, where a lane needs little
 SCRATCH = 1 << 25  # elements of backward's scratch; at least what one batch element needs

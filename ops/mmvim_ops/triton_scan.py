@@ -358,65 +358,68 @@ def backward(
     for k in range(0, strides):
         j = strides - 1 - k
         h = tl.load(saved + j * between, in_tile, 0)
-        states = (h,)
-        values = ()
-        raw_steps = ()
+        before = ()  # h_{t−1}
+        by_y = ()  # gradient of C_t · h_t + D u_t
         for i in tl.static_range(STRIDE):
-            s = first + j * STRIDE + i
-            t = time(s, length, REVERSE)
-            there = in_d & (s < length)
-            raw = tl.load(delta + t * delta_stride, there, 0).to(DTYPE) + bias
+            exists = first + j * STRIDE + i < length
+            t = time(first + j * STRIDE + i, length, REVERSE)
+            there = in_d & exists
+            step = tl.load(delta + t * delta_stride, there, 0).to(DTYPE) + bias
             x = tl.load(u + t * u_stride, there, 0).to(DTYPE)
-            step = softplus(raw) if SOFTPLUS else raw
-            B_t = matrix_at(B, t, in_n & (s < length), DTYPE)
+            g = tl.load(grad_out + t * grad_out_stride, there, 0).to(DTYPE)
+            if SOFTPLUS:
+                step = softplus(step)
+            before = before + (h,)
+            B_t = matrix_at(B, t, in_n & exists, DTYPE)
+            C_t = matrix_at(C, t, in_n & exists, DTYPE)
             h = tl.exp2(step[None, :] * A) * h + (step * x)[None, :] * B_t
-            states = states + (h,)
-            values = values + (x,)
-            raw_steps = raw_steps + (raw,)
+            if z is not None:
+                gate = tl.load(z + t * z_stride, there, 0).to(DTYPE)
+                opening = tl.sigmoid(gate)
+                y = tl.sum(h * C_t, 0)
+                if D is not None:
+                    y += skip * x
+                slope = opening * (1 + gate * (1 - opening))
+                tl.store(grad_z + t * grad_z_stride, g * y * slope, there)
+                g *= gate * opening
+            by_y = by_y + (g,)
+            for_C = h * g[None, :]
+            if len(C) == 1:
+                sum_C += for_C
+            else:
+                line = ((batch * blocks + block) * length + t) * STATES
+                tl.store(grad_C + line + n, tl.sum(for_C, 1), in_n & exists)
         for i in tl.static_range(STRIDE - 1, -1, -1):
-            s = first + j * STRIDE + i
-            if s < length:
-                t = time(s, length, REVERSE)
-                x = values[i]
-                step = softplus(raw_steps[i]) if SOFTPLUS else raw_steps[i]
+            if first + j * STRIDE + i < length:
+                t = time(first + j * STRIDE + i, length, REVERSE)
+                # Loaded anew, as exp2(Δ A) of all STRIDE steps does not fit beside the states.
+                raw = tl.load(delta + t * delta_stride, in_d, 0).to(DTYPE) + bias
+                x = tl.load(u + t * u_stride, in_d, 0).to(DTYPE)
+                step = softplus(raw) if SOFTPLUS else raw
+                g = by_y[i]
                 B_t = matrix_at(B, t, in_n, DTYPE)
-                C_t = matrix_at(C, t, in_n, DTYPE)
-                g = tl.load(grad_out + t * grad_out_stride, in_d, 0).to(DTYPE)
-                if z is not None:
-                    gate = tl.load(z + t * z_stride, in_d, 0).to(DTYPE)
-                    opening = tl.sigmoid(gate)
-                    y = tl.sum(states[i + 1] * C_t, 0)
-                    if D is not None:
-                        y += skip * x
-                    slope = opening * (1 + gate * (1 - opening))
-                    tl.store(grad_z + t * grad_z_stride, g * y * slope, in_d)
-                    g *= gate * opening
-                reaching = flow + g[None, :] * C_t  # the whole gradient of h_t
-                flow = tl.exp2(step[None, :] * A) * reaching
-                through_A = flow * states[i]  # gradient of Δ_t A
-                by_B = tl.sum(reaching * B_t, 0)  # gradient of Δ_t u_t
-                by_step = by_B * x + tl.sum(through_A * A, 0) * LN2
+                # The whole gradient of h_t, and what of it flows on to h_{t−1}.
+                by_h = flow + g[None, :] * matrix_at(C, t, in_n, DTYPE)
+                flow = tl.exp2(step[None, :] * A) * by_h
+                by_exponent = flow * before[i]  # gradient of Δ_t A
+                by_input = tl.sum(by_h * B_t, 0)  # gradient of Δ_t u_t
+                by_step = by_input * x + tl.sum(by_exponent * A, 0) * LN2
                 if SOFTPLUS:
-                    by_step *= tl.sigmoid(raw_steps[i])
-                by_x = by_B * step
+                    by_step *= tl.sigmoid(raw)
+                by_x = by_input * step
                 if D is not None:
                     by_x += skip * g
                 tl.store(grad_u + t * grad_u_stride, by_x, in_d)
                 tl.store(grad_delta + t * grad_delta_stride, by_step, in_d)
-                sum_A += through_A * step[None, :]
+                sum_A += by_exponent * step[None, :]
                 sum_D += g * x
                 sum_bias += by_step
-                for_B = reaching * (step * x)[None, :]
-                for_C = states[i + 1] * g[None, :]
-                line = ((batch * blocks + block) * length + t) * STATES + n
+                for_B = by_h * (step * x)[None, :]
                 if len(B) == 1:
                     sum_B += for_B
                 else:
-                    tl.store(grad_B + line, tl.sum(for_B, 1), in_n)
-                if len(C) == 1:
-                    sum_C += for_C
-                else:
-                    tl.store(grad_C + line, tl.sum(for_C, 1), in_n)
+                    line = ((batch * blocks + block) * length + t) * STATES
+                    tl.store(grad_B + line + n, tl.sum(for_B, 1), in_n)
 
     tl.store(grad_A + tile, sum_A, in_tile)
     if len(B) == 1:
