@@ -78,7 +78,7 @@ def vector(x, d, in_d, DTYPE: tl.constexpr):
 
 @triton.jit
 def matrix_tile(x, n, d, in_tile, DTYPE: tl.constexpr):
-    return tl.load(x[0] + d[None, :] * x[1] + n[:, None] * x[2], in_tile, 0).to(DTYPE)
+    return tl.load(x[0] + d[None, :] * x[1] + n[:, None].to(tl.int64) * x[2], in_tile, 0).to(DTYPE)
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def matrix(x, batch, group, n, d, in_tile, DTYPE: tl.constexpr):
     if len(x) == 3:
         return (matrix_tile(x, n, d, in_tile, DTYPE),)
     else:
-        return x[0] + batch * x[1] + group * x[2] + n * x[3], x[4]
+        return x[0] + batch * x[1] + group * x[2] + n.to(tl.int64) * x[3], x[4]
 
 
 @triton.jit
