@@ -121,6 +121,7 @@ def synchronize(device: str) -> None:
 
 
 def timed(run: Callable[[], object], device: str) -> float:
+    run()  # brings code and data back that the other candidates pushed out of the caches
     synchronize(device)
     start = time.perf_counter()
     run()
@@ -164,11 +165,9 @@ def measure(args: argparse.Namespace, dim: int, length: int, dtype: str) -> list
     results = []
     for backward, run in ((False, forward), (True, both)):
         times = {name: [] for name in scans}
-        for repetition in range(args.repeat + 1):
+        for _ in range(args.repeat):
             for name, scan in scans.items():
-                seconds = timed(partial(run, scan), args.device)
-                if repetition:  # the first one warms up
-                    times[name].append(seconds)
+                times[name].append(timed(partial(run, scan), args.device))
         moved = once * (3 if backward else 1)  # backward reads them again and writes gradients
         updates = args.batch * dim * length * args.states * (2 if backward else 1)
         for name, scan in scans.items():
