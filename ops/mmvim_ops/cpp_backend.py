@@ -11,6 +11,14 @@ from torch import Tensor
 
 from . import torch_conv
 from .naive import compute_dtype
+from .registration import (
+    fake_scan_backward,
+    like,
+    like_matrix,
+    needs_gradient,
+    only_given,
+    save_scan_arguments,
+)
 from .torch_scan import refuse_second_derivative
 
 LIBRARY = Path(__file__).with_name('_cpp.so')
@@ -58,24 +66,7 @@ def conv1d(x, weight, bias, silu, reverse):
     return torch.ops.mmvim_ops.cpp_conv1d(x, weight, bias, silu, reverse)
 
 
-def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd will want a backward pass of an operator with these arguments."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
 # Outputs for tracing: shapes, dtypes and strides without data.
-
-
-def _like(x: Tensor | None, u: Tensor) -> Tensor:
-    """The gradient of an argument; an empty one where it was not given."""
-    return u.new_empty(0) if x is None else torch.empty_like(x)
-
-
-def _like_matrix(m: Tensor) -> Tensor:
-    """The gradient of B or C: states are the fastest dimension in memory where it varies."""
-    if m.ndim == 2:
-        return m.new_empty(m.shape)
-    return m.new_empty(*m.shape[:-2], m.shape[-1], m.shape[-2]).transpose(-1, -2)
 
 
 def _checkpoints(u: Tensor, A: Tensor, save: bool) -> Tensor:
@@ -91,33 +82,6 @@ def _fake_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, sav
     return torch.empty_like(u), last_state, _checkpoints(u, A, save)
 
 
-def _fake_scan_backward(
-    grad_out,
-    grad_last_state,
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    delta_bias,
-    checkpoints,
-    delta_softplus,
-    reverse,
-):
-    return (
-        torch.empty_like(u),
-        torch.empty_like(delta),
-        A.new_empty(A.shape),
-        _like_matrix(B),
-        _like_matrix(C),
-        _like(D, u),
-        _like(z, u),
-        _like(delta_bias, u),
-    )
-
-
 def _fake_bidirectional_scan(*arguments):
     u, A, A_b, save = arguments[0], arguments[2], arguments[9], arguments[-1]
     return torch.empty_like(u), _checkpoints(u, A, save), _checkpoints(u, A_b, save)
@@ -130,12 +94,12 @@ def _fake_bidirectional_scan_backward(grad_out, *arguments):
             torch.empty_like(u),
             torch.empty_like(delta),
             A.new_empty(A.shape),
-            _like_matrix(B),
-            _like_matrix(C),
-            _like(D, u),
-            _like(delta_bias, u),
+            like_matrix(B),
+            like_matrix(C),
+            like(D, u),
+            like(delta_bias, u),
         ]
-    return [*grads, _like(arguments[14], arguments[0])]
+    return [*grads, like(arguments[14], arguments[0])]
 
 
 def _fake_conv1d(x, weight, bias, silu, reverse):
@@ -143,19 +107,10 @@ def _fake_conv1d(x, weight, bias, silu, reverse):
 
 
 def _fake_conv1d_backward(grad_out, x, weight, bias, silu, reverse):
-    return torch.empty_like(x), weight.new_empty(weight.shape), _like(bias, x)
+    return torch.empty_like(x), weight.new_empty(weight.shape), like(bias, x)
 
 
 # Derivatives.
-
-
-def _only_given(arguments, grads) -> tuple[Tensor | None, ...]:
-    return tuple(None if x is None else grad for x, grad in zip(arguments, grads, strict=True))
-
-
-def _setup_scan(ctx, inputs, output):
-    *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
 
 
 def _scan_backward(ctx, grad_out, grad_last_state, _):
@@ -163,7 +118,7 @@ def _scan_backward(ctx, grad_out, grad_last_state, _):
     grads = torch.ops.mmvim_ops.cpp_scan_backward(
         grad_out, grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
     )
-    return *_only_given(saved[:8], grads), None, None, None
+    return *only_given(saved[:8], grads), None, None, None
 
 
 def _setup_bidirectional_scan(ctx, inputs, output):
@@ -176,7 +131,7 @@ def _bidirectional_scan_backward(ctx, grad_out, *_):
     grads = torch.ops.mmvim_ops.cpp_bidirectional_scan_backward(
         grad_out, *saved, ctx.delta_softplus, ctx.scale
     )
-    return *_only_given(saved[:15], grads), None, None, None
+    return *only_given(saved[:15], grads), None, None, None
 
 
 def _setup_conv1d(ctx, inputs, output):
@@ -187,12 +142,12 @@ def _setup_conv1d(ctx, inputs, output):
 def _conv1d_backward(ctx, grad_out):
     saved = ctx.saved_tensors  # once: recomputation hands them out a single time
     grads = torch.ops.mmvim_ops.cpp_conv1d_backward(grad_out, *saved, ctx.silu, ctx.reverse)
-    return *_only_given(saved, grads), None, None
+    return *only_given(saved, grads), None, None
 
 
 if MISSING is None:
     for name, fake, fake_backward, setup, backward in (
-        ('cpp_scan', _fake_scan, _fake_scan_backward, _setup_scan, _scan_backward),
+        ('cpp_scan', _fake_scan, fake_scan_backward, save_scan_arguments, _scan_backward),
         (
             'cpp_bidirectional_scan',
             _fake_bidirectional_scan,

@@ -9,8 +9,13 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
-from .cpp_backend import _like, _like_matrix, _only_given, needs_gradient
 from .naive import compute_dtype
+from .registration import (
+    fake_scan_backward,
+    needs_gradient,
+    only_given,
+    save_scan_arguments,
+)
 from .torch_scan import refuse_second_derivative
 
 CHUNK = 64  # steps between two checkpoints, a multiple of STRIDE
@@ -214,7 +219,7 @@ def _scan_backward(
 ):
     """Gradients of u, delta, A, B, C, D, z, delta_bias; empty ones of what was not given."""
     tensors = (u, delta, A, B, C, D, z, delta_bias)
-    grads = _fake_scan_backward(
+    grads = fake_scan_backward(
         grad_out, grad_last_state, *tensors, checkpoints, delta_softplus, reverse
     )
     if u.numel() == 0:
@@ -272,46 +277,14 @@ def _backward_of_part(
     return None, None, *of_matrices, of_D, None, of_bias
 
 
-@_scan_backward.register_fake
-def _fake_scan_backward(
-    grad_out,
-    grad_last_state,
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    delta_bias,
-    checkpoints,
-    delta_softplus,
-    reverse,
-):
-    return (
-        torch.empty_like(u),
-        torch.empty_like(delta),
-        A.new_empty(A.shape),
-        _like_matrix(B),
-        _like_matrix(C),
-        _like(D, u),
-        _like(z, u),
-        _like(delta_bias, u),
-    )
-
-
-def _setup(ctx, inputs, output):
-    *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
-
-
 def _backward(ctx, grad_out, grad_last_state, _):
     saved = ctx.saved_tensors  # once: recomputation hands them out a single time
     grads = torch.ops.mmvim_ops.triton_scan_backward(
         grad_out, grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
     )
-    return *_only_given(saved[:8], grads), None, None, None
+    return *only_given(saved[:8], grads), None, None, None
 
 
-_scan.register_autograd(_backward, setup_context=_setup)
+_scan_backward.register_fake(fake_scan_backward)
+_scan.register_autograd(_backward, setup_context=save_scan_arguments)
 _scan_backward.register_autograd(refuse_second_derivative)
