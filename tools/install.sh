@@ -213,7 +213,7 @@ install_mmcv() {
   step "mmcv $(pin mmcv) with its compiled ops"
   plan_build
   if mmcv_is_ready; then return; fi
-  say "compiling, $MAX_JOBS files at once: about 6 minutes on two idle cores, up to 20 under load;"
+  say "compiling, $MAX_JOBS files at once: about 6 minutes on two idle cores, longer under load;"
   say 'a build that pip has kept takes a moment'
   [[ $TORCH$CUDA_OPS != cuda0 ]] || say 'note: torch sees no GPU, or nvcc is missing: CPU ops only'
   ((!CUDA_OPS)) || say 'with CUDA ops: longer; for the CPU ops only: CUDA_VISIBLE_DEVICES= make install'
