@@ -1,7 +1,8 @@
 """Vision Mamba (Vim): a pure state-space backbone for images.
 
-Read from top to bottom: patch embedding, block, backbone. The token mixer inside a block is in
-``mamba_mixer.py``.
+Read from top to bottom: block, backbone. The token mixer inside a block is in ``mamba_mixer.py``;
+what the backbone shares with other plain ones (arguments, tokens, loading) in
+``plain_backbone.py``.
 """
 
 from __future__ import annotations
@@ -9,63 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .mamba_mixer import MambaMixer
-from .pretrained import adapt_state_dict, load_pretrained
+from .patch_embed import PatchEmbed
+from .plain_backbone import PlainBackbone, one_of
 from .rotary import RotaryEmbedding2D
-from .sequence import (
-    NUM_CLASS_TOKENS,
-    insert_class_tokens,
-    resize_pos_embed,
-    split_class_tokens,
-)
+from .sequence import NUM_CLASS_TOKENS, insert_class_tokens
 
 __all__ = ['VimBlock', 'VisionMamba']
 
 
-def one_of(name: str, value, choices: Sequence) -> None:
-    """Raise a ValueError that names the argument unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {tuple(choices)}, got {value!r}')
-
-
 def build_norm(norm: str, dims: int) -> nn.Module:
     return nn.RMSNorm(dims, eps=1e-5) if norm == 'rms' else nn.LayerNorm(dims, eps=1e-5)
-
-
-class PatchEmbed(nn.Module):
-    """Non-overlapping (or, with ``stride < patch_size``, overlapping) patches to tokens."""
-
-    def __init__(self, in_channels: int, embed_dims: int, patch_size: int, stride: int) -> None:
-        super().__init__()
-        self.patch_size, self.stride = patch_size, stride
-        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride)
-        fan_in = in_channels * patch_size**2
-        nn.init.trunc_normal_(self.proj.weight, std=fan_in**-0.5)  # LeCun normal
-        nn.init.zeros_(self.proj.bias)
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of an image, the last ones padded where they stick out."""
-        rows, columns = (
-            -(-max(side - self.patch_size, 0) // self.stride) + 1 for side in (height, width)
-        )
-        return rows, columns
-
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(B, in_channels, H, W) to tokens (B, Hp * Wp, C) and the grid (Hp, Wp)."""
-        height, width = x.shape[-2:]
-        rows, columns = self.grid(height, width)
-        bottom = (rows - 1) * self.stride + self.patch_size - height
-        right = (columns - 1) * self.stride + self.patch_size - width
-        if bottom > 0 or right > 0:
-            x = F.pad(x, (0, right, 0, bottom))
-        return self.proj(x).flatten(2).transpose(1, 2), (rows, columns)  # (B, Hp * Wp, C)
 
 
 class VimBlock(nn.Module):
@@ -96,7 +56,7 @@ class VimBlock(nn.Module):
 
 
 @MODELS.register_module()
-class VisionMamba(BaseModule):
+class VisionMamba(PlainBackbone):
     """Vision Mamba backbone (`paper <https://arxiv.org/abs/2401.09417>`_).
 
     An image becomes a row-major sequence of patches, class tokens and a learned position
@@ -233,109 +193,13 @@ class VisionMamba(BaseModule):
             self.norm_f = build_norm(norm, self.embed_dims)
         self._freeze()
 
-    # Arguments --------------------------------------------------------------------------------
-
-    def _parse_arch(self, arch: str | dict) -> dict:
-        if isinstance(arch, str):
-            if arch not in self.arch_zoo:
-                raise ValueError(
-                    f'arch must be one of {tuple(self.arch_zoo)} or a dict, got {arch!r}'
-                )
-            return {**self.arch_defaults, **self.arch_zoo[arch]}
-        missing = {'embed_dims', 'depth'} - set(arch)
-        unknown = set(arch) - {'embed_dims', 'depth', *self.arch_defaults}
-        if missing or unknown:
-            raise ValueError(
-                'an arch dict needs embed_dims and depth and may have '
-                f'{", ".join(self.arch_defaults)}; '
-                f'missing: {sorted(missing)}, unknown: {sorted(unknown)}'
-            )
-        return {**self.arch_defaults, **arch}
-
     def _parse_out_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        given = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-        indices = [index + self.depth if index < 0 else index for index in given]
-        if not indices or any(not 0 <= index < self.depth for index in indices):
-            raise ValueError(
-                f'out_indices must lie in 0 … {self.depth - 1} (depth {self.depth}) '
-                f'or count from -1, got {out_indices}'
-            )
-        if sorted(set(indices)) != indices:
-            raise ValueError(f'out_indices must increase, got {out_indices}')
+        indices = super()._parse_out_indices(out_indices)
         if self.directions == 'block' and any(index % 2 == 0 for index in indices):
             raise ValueError(
                 f"with directions='block' out_indices must end a pair (be odd), got {out_indices}"
             )
-        return tuple(indices)
-
-    def _parse_frozen_stages(self, frozen_stages: int) -> int:
-        if not -1 <= frozen_stages <= self.depth:
-            raise ValueError(
-                f'frozen_stages must lie in -1 … depth ({self.depth}), got {frozen_stages}'
-            )
-        return frozen_stages
-
-    # Parameters -------------------------------------------------------------------------------
-
-    def _init_tokens(self, pos_embed: bool) -> None:
-        """Create class tokens and position embedding under their official names."""
-        names = ['cls_token']
-        if self.cls_token_place == 'double':
-            names = ['cls_token_head', 'cls_token_tail']
-        self.cls_token_names = names[: NUM_CLASS_TOKENS[self.cls_token_place]]
-        for name in self.cls_token_names:
-            token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
-            setattr(self, name, nn.init.trunc_normal_(token, std=0.02))
-        self.pos_embed = None
-        if pos_embed:
-            length = self.grid[0] * self.grid[1] + len(self.cls_token_names)
-            embedding = nn.Parameter(torch.zeros(1, length, self.embed_dims))
-            self.pos_embed = nn.init.trunc_normal_(embedding, std=0.02)
-
-    def _class_tokens(self) -> Tensor | None:
-        """(1, T, C), or None without class tokens."""
-        tokens = [getattr(self, name) for name in self.cls_token_names]
-        return torch.cat(tokens, dim=1) if tokens else None
-
-    def _freeze(self) -> None:
-        """Turn off gradients of the frozen stages and of blocks whose output nobody reads.
-
-        The latter would otherwise stop distributed training, which waits for every gradient.
-        """
-        frozen = list(self.layers[self.out_indices[-1] + 1 :])
-        if self.frozen_stages >= 0:
-            frozen += [self.patch_embed, *self.layers[: self.frozen_stages]]
-            for name in ('pos_embed', *self.cls_token_names):
-                if getattr(self, name) is not None:
-                    getattr(self, name).requires_grad_(False)
-        for module in frozen:
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> VisionMamba:
-        """Set the training mode; frozen stages stay in evaluation mode (no drop path)."""
-        super().train(mode)
-        if mode and self.frozen_stages >= 0:
-            self.pos_drop.eval()
-            for module in (self.patch_embed, *self.layers[: self.frozen_stages]):
-                module.eval()
-        return self
-
-    def init_weights(self) -> None:
-        """Load the checkpoint named by ``init_cfg``; otherwise keep the construction's values."""
-        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
-        pretrained = [cfg for cfg in cfgs if cfg.get('type') in ('Pretrained', PretrainedInit)]
-        if not pretrained:
-            super().init_weights()
-            return
-        # It sets every parameter, so that other entries of init_cfg would be overwritten.
-        load_pretrained(self, **{k: v for k, v in pretrained[-1].items() if k != 'type'})
-        self._is_init = True
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        adapt_state_dict(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    # Forward ----------------------------------------------------------------------------------
+        return indices
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of (B, in_channels, H, W) images, one tensor per out index.
@@ -365,17 +229,6 @@ class VisionMamba(BaseModule):
                 feature = self._feature(hidden, residual, index)
                 features.append(self._shape(feature.flip(1) if flipped else feature, grid))
         return tuple(features)
-
-    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        tokens, grid = self.patch_embed(x)  # (B, M, C)
-        cls_tokens = self._class_tokens()
-        if cls_tokens is not None:
-            cls_tokens = cls_tokens.to(tokens.dtype).expand(len(tokens), -1, -1)  # (B, T, C)
-            tokens = insert_class_tokens(tokens, cls_tokens, self.cls_token_place)
-        if self.pos_embed is not None:
-            place = self.cls_token_place
-            tokens = tokens + resize_pos_embed(self.pos_embed, self.grid, grid, place)
-        return self.pos_drop(tokens), grid  # (B, L, C), L = M + T
 
     def _rotation(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines (L, C) for the sequence; class tokens are not rotated."""
@@ -413,14 +266,3 @@ class VisionMamba(BaseModule):
         if self.norm_f is not None and index == self.out_indices[-1]:
             feature = self.norm_f(feature.to(self.norm_f.weight.dtype))
         return feature
-
-    def _shape(self, sequence: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Turn (B, L, C) into what ``out_type`` promises."""
-        if self.out_type == 'raw':
-            return sequence
-        patches, cls_tokens = split_class_tokens(sequence, self.cls_token_place)
-        if self.out_type == 'cls_token':
-            return cls_tokens.mean(dim=1)  # (B, C)
-        if self.out_type == 'avg_featmap':
-            return patches.mean(dim=1)  # (B, C)
-        return patches.transpose(1, 2).unflatten(2, grid)  # (B, C, Hp, Wp)
