@@ -6,10 +6,10 @@ config of mmsegmentation, mmdetection or mmpretrain finds them by name after
 """
 
 from .engine import VimOptimWrapperConstructor
-from .models import SimpleFeaturePyramid, VisionMamba
+from .models import DeiT, SimpleFeaturePyramid, VisionMamba
 from .utils import allow_mmengine_checkpoints
 
-__all__ = ['SimpleFeaturePyramid', 'VimOptimWrapperConstructor', 'VisionMamba']
+__all__ = ['DeiT', 'SimpleFeaturePyramid', 'VimOptimWrapperConstructor', 'VisionMamba']
 __version__ = '0.1.0'
 
 # torch refuses mmengine's own checkpoints otherwise; see mmvim/utils/checkpoint.py.

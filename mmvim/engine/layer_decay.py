@@ -10,15 +10,19 @@ from torch import nn
 __all__ = ['VimOptimWrapperConstructor']
 
 # Two-dimensional parameters that stand for time scales or places, not for linear maps.
-UNDECAYED = ('A_log', 'A_b_log', 'pos_embed', 'cls_token', 'cls_token_head', 'cls_token_tail')
+UNDECAYED = (
+    *('A_log', 'A_b_log', 'pos_embed', 'rel_pos_h', 'rel_pos_w'),
+    *('cls_token', 'cls_token_head', 'cls_token_tail'),
+)
+BLOCKS = ('layers', 'blocks')  # what backbones call them
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class VimOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Parameter groups for Vision Mamba, and for other plain backbones with ``layers``.
+    """Parameter groups for Vision Mamba, DeiT and other backbones with ``layers`` or ``blocks``.
 
     No weight decay on norms, biases and other one-dimensional parameters (D among them), A_log,
-    position embedding and class tokens. With ``layer_decay_rate`` r < 1 the learning rate falls
+    position embeddings and class tokens. With ``layer_decay_rate`` r < 1 the learning rate falls
     from the head to the image (`ELECTRA <https://arxiv.org/abs/2003.10555>`_, section 3): what
     comes after the backbone's blocks has the full rate, the last of them r times that, the one
     before r² times, and the embeddings the least.
@@ -46,9 +50,12 @@ class VimOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         """Append the parameter groups of the whole model ``module`` to ``params``."""
         rate = self.paramwise_cfg['layer_decay_rate']
-        depth = len(getattr(getattr(module, 'backbone', None), 'layers', ()))
+        backbone = getattr(module, 'backbone', None)
+        depth = max(len(getattr(backbone, name, ())) for name in BLOCKS)
         if rate < 1 and depth == 0:
-            raise ValueError('layer_decay_rate < 1 needs a model with backbone.layers')
+            raise ValueError(
+                'layer_decay_rate < 1 needs a model with backbone.layers or backbone.blocks'
+            )
         groups: dict[tuple[int, bool], dict] = {}
         for name, param in module.named_parameters():
             if not param.requires_grad:
@@ -71,7 +78,7 @@ class VimOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 def layer_index(name: str, depth: int) -> int:
     """0 for what comes before the backbone's blocks, i + 1 for block i, depth + 1 after them."""
-    if name.startswith('backbone.layers.'):
+    if name.startswith(tuple(f'backbone.{blocks}.' for blocks in BLOCKS)):
         return int(name.split('.')[2]) + 1
     embeddings = ('patch_embed', 'pos_embed', 'cls_token')
     if name.startswith(tuple(f'backbone.{embedding}' for embedding in embeddings)):

@@ -1,4 +1,5 @@
+from .deit import DeiT
 from .simple_feature_pyramid import SimpleFeaturePyramid
 from .vision_mamba import VisionMamba
 
-__all__ = ['SimpleFeaturePyramid', 'VisionMamba']
+__all__ = ['DeiT', 'SimpleFeaturePyramid', 'VisionMamba']

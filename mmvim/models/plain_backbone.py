@@ -50,6 +50,11 @@ class PlainBackbone(BaseModule):
     released_cls_token = 'middle'
     added_parameters: tuple[str, ...] = ()
 
+    @property
+    def traits(self) -> str:
+        """The arguments that decide which parameters there are, for messages."""
+        return f'cls_token={self.cls_token_place!r}'
+
     # Arguments --------------------------------------------------------------------------------
 
     def _parse_arch(self, arch: str | dict) -> dict:

@@ -1,8 +1,8 @@
 """Weights from files: this project's checkpoints and the official ``.pth`` files.
 
-A parameter of :class:`~mmvim.models.VisionMamba` has the same name here as in the official
-checkpoints. What remains to be adapted is the number and place of class tokens, the size of the
-position embedding, and entries that this backbone has no use for.
+A parameter of :class:`~mmvim.models.VisionMamba` or :class:`~mmvim.models.DeiT` has the same name
+here as in the official checkpoints. What remains to be adapted is the number and place of class
+tokens, the size of the position embedding, and entries that the backbone has no use for.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ IGNORED = ('head.weight', 'head.bias', 'rope.freqs_cos', 'rope.freqs_sin')
 def load_pretrained(
     model, checkpoint: str, prefix: str | None = None, map_location: str = 'cpu'
 ) -> None:
-    """Load a file into a VisionMamba; every parameter must be found and every entry be used.
+    """Load a file into a backbone; every parameter must be found and every entry be used.
 
     Args:
-        model (VisionMamba): Receives the weights.
+        model (PlainBackbone): Receives the weights.
         checkpoint (str): Path or URL of an official ``.pth`` file, of a checkpoint of this
             project's classifiers, segmentors or detectors, or of bare backbone weights.
         prefix (str, optional): Only take the entries that begin with it, such as ``'backbone.'``
@@ -54,17 +54,22 @@ def load_pretrained(
     state_dict = _backbone_entries(content, prefix)
     _check_arch(model, state_dict, checkpoint)
     result = model.load_state_dict(state_dict, strict=False)
+    added = model.added_parameters
+    missing = [key for key in result.missing_keys if key.rsplit('.', 1)[-1] not in added]
     problems = [
         f'{len(keys)} {what}: {", ".join(keys[:5])}{" …" if len(keys) > 5 else ""}'
-        for what, keys in (('missing', result.missing_keys), ('left over', result.unexpected_keys))
+        for what, keys in (('missing', missing), ('left over', result.unexpected_keys))
         if keys
     ]
     if problems:
         raise ValueError(
-            f'{checkpoint} does not fit this VisionMamba (directions={model.directions!r}, '
-            f'cls_token={model.cls_token_place!r}): {"; ".join(problems)}'
+            f'{checkpoint} does not fit this {type(model).__name__} ({model.traits}): '
+            f'{"; ".join(problems)}'
         )
-    print_log(f'VisionMamba: loaded {len(state_dict)} entries of {checkpoint}', logger='current')
+    print_log(
+        f'{type(model).__name__}: loaded {len(state_dict)} entries of {checkpoint}',
+        logger='current',
+    )
 
 
 def _backbone_entries(content: dict, prefix: str | None) -> dict[str, Tensor]:
@@ -84,10 +89,10 @@ def _backbone_entries(content: dict, prefix: str | None) -> dict[str, Tensor]:
 
 def _check_arch(model, state_dict: dict[str, Tensor], checkpoint: str) -> None:
     weight = state_dict.get('patch_embed.proj.weight')
-    blocks = {key.split('.')[1] for key in state_dict if key.startswith('layers.')}
+    blocks = {key.split('.')[1] for key in state_dict if key.startswith(f'{model.blocks_name}.')}
     if weight is None or not blocks:
         raise ValueError(
-            f'{checkpoint} holds no VisionMamba weights: its entries begin with '
+            f'{checkpoint} holds no {type(model).__name__} weights: its entries begin with '
             f'{sorted({key.split(".")[0] for key in state_dict})[:5]}'
         )
     held, wanted = (weight.shape[0], len(blocks)), (model.embed_dims, model.depth)
@@ -101,7 +106,7 @@ def _check_arch(model, state_dict: dict[str, Tensor], checkpoint: str) -> None:
 
 
 def adapt_state_dict(model, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-    """Make the entries of a state dict that begin with ``prefix`` fit a VisionMamba, in place.
+    """Make the entries of a state dict that begin with ``prefix`` fit a backbone, in place.
 
     Drops what the model does not have (classifier, rotary tables, class tokens, final norm),
     moves or drops the class tokens' rows of the position embedding and resizes the rest to the
@@ -109,8 +114,8 @@ def adapt_state_dict(model, state_dict: dict[str, Tensor], prefix: str = '') -> 
     """
     tokens = [name for name in CLASS_TOKENS if prefix + name in state_dict]
     unused = [*IGNORED, *(name for name in tokens if name not in model.cls_token_names)]
-    if model.norm_f is None:
-        unused += ['norm_f.weight', 'norm_f.bias']
+    if getattr(model, model.norm_name) is None:
+        unused += [f'{model.norm_name}.weight', f'{model.norm_name}.bias']
     done = []
     if model.pos_embed is None:
         unused.append('pos_embed')
@@ -123,17 +128,16 @@ def adapt_state_dict(model, state_dict: dict[str, Tensor], prefix: str = '') -> 
     if dropped:
         done.append(f'ignored {", ".join(dropped)}')
     if done:
-        print_log(f'VisionMamba: {"; ".join(done)}', logger='current')
+        print_log(f'{type(model).__name__}: {"; ".join(done)}', logger='current')
 
 
 def _adapt_pos_embed(model, pos_embed: Tensor, tokens: list[str]) -> Tensor:
     """Fit a file's (1, L, C) position embedding to the model's grid and class tokens."""
     place = model.cls_token_place
     # One class token may stand at the head or in the middle, which a file does not tell. Taken
-    # for the model's own place, or, for a model without, the middle of all released weights.
-    held = {0: None, 1: place if NUM_CLASS_TOKENS[place] == 1 else 'middle', 2: 'double'}[
-        len(tokens)
-    ]
+    # for the model's own place, or, for a model without, that of all released weights.
+    single = place if NUM_CLASS_TOKENS[place] == 1 else model.released_cls_token
+    held = {0: None, 1: single, 2: 'double'}[len(tokens)]
     num_patches = pos_embed.shape[1] - NUM_CLASS_TOKENS[held]
     grid = model.grid
     if num_patches != grid[0] * grid[1]:

@@ -193,6 +193,10 @@ class VisionMamba(PlainBackbone):
             self.norm_f = build_norm(norm, self.embed_dims)
         self._freeze()
 
+    @property
+    def traits(self) -> str:
+        return f'directions={self.directions!r}, {super().traits}'
+
     def _parse_out_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
         indices = super()._parse_out_indices(out_indices)
         if self.directions == 'block' and any(index % 2 == 0 for index in indices):

@@ -3,7 +3,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from mmvim import VisionMamba
+from mmvim import DeiT, VisionMamba
 
 
 def model() -> nn.Module:
@@ -85,6 +85,21 @@ def test_deit_of_mmseg_is_understood():
     assert found['backbone.layers.1.ffn.layers.1.weight']['lr'] == 0.5
 
 
+def test_deit_decays_by_block():
+    whole = nn.Module()
+    whole.backbone = DeiT(
+        dict(embed_dims=16, depth=2, num_heads=2), cls_token=None, window_size=2, rel_pos=True
+    )
+    found = groups(whole, layer_decay_rate=0.5)
+    assert found['backbone.norm.weight']['lr'] == 1
+    assert found['backbone.blocks.1.mlp.fc2.weight']['lr'] == 0.5
+    assert found['backbone.blocks.0.attn.qkv.weight']['lr'] == 0.25
+    assert found['backbone.patch_embed.proj.weight']['lr'] == 0.125
+    for name in ('pos_embed', 'blocks.0.attn.rel_pos_h', 'blocks.0.norm1.weight'):
+        assert found[f'backbone.{name}']['weight_decay'] == 0
+    assert found['backbone.blocks.0.attn.proj.weight']['weight_decay'] == 0.5
+
+
 @pytest.mark.parametrize(
     ('paramwise', 'message'),
     [
@@ -98,5 +113,5 @@ def test_bad_arguments_are_named(paramwise, message):
 
 
 def test_layer_decay_needs_layers():
-    with pytest.raises(ValueError, match='needs a model with backbone.layers'):
+    with pytest.raises(ValueError, match='needs a model with backbone.layers or'):
         groups(torch.nn.Linear(2, 2), layer_decay_rate=0.9)
