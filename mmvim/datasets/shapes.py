@@ -3,6 +3,8 @@
 A class is an outline and a family of hues that touches its neighbours'; texture, size and rotation
 are drawn without regard to it, and the ground is pale but of any hue. The hues are what lets a
 small network learn the classes in minutes: colour alone tells most of them, outlines the rest.
+With ``palette='paired'`` two outlines share every family of hues, so that only the outline tells
+them apart, and telling it takes a look at the whole shape.
 Needs numpy and OpenCV only.
 """
 
@@ -32,7 +34,11 @@ _SHAPES_PER_SCENE = (2, 5)
 _SHAPE_SIDE = (0.22, 0.42)  # square root of a shape's area, as a part of the image side
 _MIN_VISIBLE = 0.6  # part of a shape that must stay uncovered
 _SUPERSAMPLE = 4
-_HUE_STEP = 360 / (len(CLASSES) - 1)  # degrees between the classes' families
+# Families of hues for each class but the ground, and how many there are.
+PALETTES = {
+    'class': ((1, 2, 3, 4, 5, 6), 6),
+    'paired': ((0, 1, 2, 2, 0, 1), 3),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Scene:
     instances: list[Instance]
 
 
-def draw_scene(rng: np.random.Generator, size: int = 128) -> Scene:
+def draw_scene(rng: np.random.Generator, size: int = 128, palette: str = 'class') -> Scene:
     """Draw a square picture of 2 to 5 shapes, each visible for the most part.
 
     Pixels that an outline cuts through are unlabelled: they are a blend of two things.
@@ -66,7 +72,11 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> Scene:
     Args:
         rng: the only source of randomness.
         size: image side in pixels.
+        palette: ``'class'``: every class has hues of its own; ``'paired'``: disc and ring, square
+            and cross, triangle and star have the same.
     """
+    families, num_families = PALETTES[palette]
+    hue_step = 360 / num_families  # degrees
     angle = rng.uniform(0, 2 * np.pi)
     light = np.array([np.cos(angle), np.sin(angle)])
     any_hue = rng.uniform(0, 360)
@@ -86,7 +96,7 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> Scene:
         areas.append(np.count_nonzero(mask))
         edge = (cover > 0.25) & (cover < 0.75)
         blended = edge | (blended & (cover <= 0.25))
-        hue = label * _HUE_STEP + rng.uniform(-0.5, 0.5) * _HUE_STEP
+        hue = families[label - 1] * hue_step + rng.uniform(-0.5, 0.5) * hue_step
         paint = _paint(rng, size, hue, saturation=(0.45, 0.95), value=(0.6, 1.0), contrast=0.45)
         canvas = _lay(canvas, paint, cover, light)
 
@@ -117,6 +127,7 @@ def write_coco(root: str | Path, **arguments) -> bool:
         train, val (int): images per split. Default: 240 and 40.
         size (int): image side in pixels. Default: 128.
         seed (int): image ``i`` of a split depends on the seed, the split and ``i`` alone.
+        palette (str): how colours go with classes, as in `draw_scene`. Default: 'class'.
         overwrite (bool): replace a data set that was generated with other arguments.
         progress: wraps the range of image numbers of a split, as ``tqdm`` does.
 
@@ -258,6 +269,7 @@ def _write(
     val: int = 40,
     size: int = 128,
     seed: int = 0,
+    palette: str = 'class',
     overwrite: bool = False,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> bool:
@@ -269,7 +281,11 @@ def _write(
     ):
         if number < least:
             raise ValueError(f'{name} must be at least {least}, not {number}')
+    if palette not in PALETTES:
+        raise ValueError(f'palette must be one of {tuple(PALETTES)}, not {palette!r}')
     arguments = dict(version=VERSION, format=layout, size=size, train=train, val=val, seed=seed)
+    if palette != 'class':  # data sets from before there was a choice do not name it
+        arguments['palette'] = palette
     root = root.resolve()
     replaced = root.is_file() or (root.is_dir() and any(root.iterdir()))
     if replaced:
@@ -291,7 +307,8 @@ def _write(
         pixels = {}
         for split, count in zip(SPLITS, (train, val), strict=True):
             pixels[split] = np.zeros(len(CLASSES) + 1, int)
-            write_split(new, split, _scenes(split, progress(range(count)), size, seed, pixels))
+            scenes = _scenes(split, progress(range(count)), size, seed, palette, pixels)
+            write_split(new, split, scenes)
         counts = {split: numbers.tolist() for split, numbers in pixels.items()}
         meta = dict(arguments=arguments, pixels=counts)
         (new / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n')
@@ -301,10 +318,11 @@ def _write(
     return True
 
 
-def _scenes(split, indices, size, seed, pixels) -> Iterator[Scene]:
+def _scenes(split, indices, size, seed, palette, pixels) -> Iterator[Scene]:
     """Draw the scenes of a split and add their pixels up, per value of the semantic map."""
     for index in indices:
-        scene = draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]), size)
+        rng = np.random.default_rng([seed, SPLITS.index(split), index])
+        scene = draw_scene(rng, size, palette)
         pixels[split] += np.bincount(scene.semantic.ravel(), minlength=len(CLASSES) + 1)
         yield scene
 

@@ -54,6 +54,24 @@ def test_scene_shows_two_to_five_shapes_none_of_them_tiny_or_overlapping():
         assert min(np.count_nonzero(instance.mask) for instance in scene.instances) > 96**2 / 100
 
 
+def test_paired_palette_gives_two_outlines_the_same_hues_and_changes_nothing_else():
+    hues = {name: [] for name in CLASSES[1:]}
+    for index in range(40):
+        own, paired = (
+            draw_scene(np.random.default_rng([7, index]), 64, palette)
+            for palette in ('class', 'paired')
+        )
+        assert np.array_equal(own.semantic, paired.semantic)
+        hsv = cv2.cvtColor(paired.image, cv2.COLOR_BGR2HSV)
+        for instance in paired.instances:
+            hue = np.median(2.0 * hsv[..., 0][instance.mask])  # OpenCV counts in steps of 2 degrees
+            hues[CLASSES[instance.label]].append(int((hue + 60) // 120) % 3)
+    family = {name: int(np.bincount(seen).argmax()) for name, seen in hues.items()}
+    assert family == dict(disc=0, ring=0, square=1, cross=1, triangle=2, star=2)
+    with pytest.raises(ValueError, match="palette must be one of .*'paired'.* not 'grey'"):
+        write_ade20k('nowhere', palette='grey')
+
+
 def test_semantic_map_agrees_with_the_instances_except_where_it_is_unlabelled():
     for scene in scenes(10):
         expected = np.ones_like(scene.semantic)

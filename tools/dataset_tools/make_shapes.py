@@ -5,7 +5,7 @@ import sys
 
 from mmengine.utils import track_iter_progress
 
-from mmvim.datasets.shapes import CLASSES, SPLITS, read_meta, write_ade20k, write_coco
+from mmvim.datasets.shapes import CLASSES, PALETTES, SPLITS, read_meta, write_ade20k, write_coco
 
 WRITERS = {'ade20k': write_ade20k, 'coco': write_coco}
 
@@ -22,6 +22,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=128, help='image side (default: %(default)s)')
     parser.add_argument('--train', type=int, default=240, help='images (default: %(default)s)')
     parser.add_argument('--val', type=int, default=40, help='images (default: %(default)s)')
+    parser.add_argument(
+        '--palette',
+        choices=PALETTES,
+        default='class',
+        help='class: hues of its own for every class; paired: two outlines share their hues, and '
+        'colour cannot tell them apart (default: %(default)s)',
+    )
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     parser.add_argument(
         '--overwrite', action='store_true', help='replace shapes made with other arguments'
