@@ -17,7 +17,14 @@ def parse_args():
         metavar='CHECKPOINT',
         help='continue from this checkpoint; without a value, from the latest in the work dir',
     )
-    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='default',
+        choices=['default', 'bfloat16', 'float16'],
+        help='train with automatic mixed precision; without a value, float16 on a GPU and bfloat16 '
+        'on a CPU',
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -27,22 +34,22 @@ def parse_args():
     return command_line(parser)
 
 
-def use_amp(cfg: Config) -> None:
-    """Replace the plain optimizer wrapper by the one for mixed precision."""
+def use_amp(cfg: Config, dtype: str) -> None:
+    """Replace the plain optimizer wrapper by the one for mixed precision on this device."""
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'CpuAmpOptimWrapper'):
         raise UserError(f'--amp works with an OptimWrapper, optim_wrapper.type is {kind}')
-    if get_device() == 'cpu':
-        raise UserError('--amp needs an accelerator: mmengine trains in float32 on the CPU')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.type = 'CpuAmpOptimWrapper' if get_device() == 'cpu' else 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if dtype != 'default':
+        cfg.optim_wrapper.dtype = dtype
 
 
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
-    if args.amp:
-        use_amp(cfg)
+    if args.amp is not None:
+        use_amp(cfg, args.amp)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')

@@ -1,3 +1,11 @@
+from .checkpoint_hook import FitCheckpointHook
+from .cpu_amp import CpuAmpOptimWrapper
+from .finite import StopAtNonFiniteHook
 from .layer_decay import VimOptimWrapperConstructor
 
-__all__ = ['VimOptimWrapperConstructor']
+__all__ = [
+    'CpuAmpOptimWrapper',
+    'FitCheckpointHook',
+    'StopAtNonFiniteHook',
+    'VimOptimWrapperConstructor',
+]

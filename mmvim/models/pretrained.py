@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from mmvim.utils import load_from_local
+from mmvim.utils import CheckpointError, load_from_local
 
 from .sequence import (
     NUM_CLASS_TOKENS,
@@ -22,7 +22,7 @@ from .sequence import (
     split_class_tokens,
 )
 
-__all__ = ['adapt_state_dict', 'load_pretrained']
+__all__ = ['adapt_state_dict', 'fit_state_dict', 'load_pretrained', 'weights_of']
 
 CLASS_TOKENS = ('cls_token', 'cls_token_head', 'cls_token_tail')
 # The classifier, and tables that the official code stores though it could compute them.
@@ -43,55 +43,75 @@ def load_pretrained(
         map_location (str): As in :func:`torch.load`.
 
     Raises:
-        ValueError: The file holds another architecture, or parameters are missing or left over;
-            the message names them.
-        mmvim.utils.CheckpointError: The file is missing, damaged or unsafe.
+        mmvim.utils.CheckpointError: The file is missing, damaged or unsafe, holds another
+            architecture, or parameters are missing, left over or of another shape; the message
+            names them.
     """
     if '://' in checkpoint:
         content = CheckpointLoader.load_checkpoint(checkpoint, map_location)
     else:
         content = load_from_local(checkpoint, map_location)
-    state_dict = _backbone_entries(content, prefix)
-    _check_arch(model, state_dict, checkpoint)
-    result = model.load_state_dict(state_dict, strict=False)
-    added = model.added_parameters
-    missing = [key for key in result.missing_keys if key.rsplit('.', 1)[-1] not in added]
-    problems = [
-        f'{len(keys)} {what}: {", ".join(keys[:5])}{" …" if len(keys) > 5 else ""}'
-        for what, keys in (('missing', missing), ('left over', result.unexpected_keys))
-        if keys
-    ]
-    if problems:
-        raise ValueError(
-            f'{checkpoint} does not fit this {type(model).__name__} ({model.traits}): '
-            f'{"; ".join(problems)}'
-        )
-    print_log(
-        f'{type(model).__name__}: loaded {len(state_dict)} entries of {checkpoint}',
-        logger='current',
-    )
+    entries = weights_of(content)
+    if prefix is None and any(key.startswith('backbone.') for key in entries):
+        prefix = 'backbone.'
+    if prefix is not None:
+        prefix = prefix if prefix.endswith('.') else prefix + '.'
+        entries = {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
+    model.load_state_dict(fit_state_dict(model, entries, checkpoint), strict=False)
 
 
-def _backbone_entries(content: dict, prefix: str | None) -> dict[str, Tensor]:
-    """The backbone's part of a checkpoint, under the backbone's own names."""
+def weights_of(content: dict) -> dict[str, Tensor]:
+    """The entries of a checkpoint that are weights: mmengine's, an official one's, or all."""
     for key in ('state_dict', 'model'):
         if isinstance(content.get(key), dict):
             content = content[key]
             break
-    entries = {key.removeprefix('module.'): value for key, value in content.items()}
-    if prefix is None and any(key.startswith('backbone.') for key in entries):
-        prefix = 'backbone.'
-    if prefix is None:
-        return entries
-    prefix = prefix if prefix.endswith('.') else prefix + '.'
-    return {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
+    return {key.removeprefix('module.'): value for key, value in content.items()}
+
+
+def fit_state_dict(model, entries: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Entries under the backbone's own names, made to fit it; one line of the log says how.
+
+    Raises:
+        mmvim.utils.CheckpointError: The entries are of another model, or some are missing, left
+            over or of another shape; the message names ``source``, the first few of them and how
+            many they are.
+    """
+    _check_arch(model, entries, source)
+    fitted = dict(entries)
+    done = _adapt(model, fitted)
+    own = model.state_dict()
+    added = model.added_parameters
+    missing = [k for k in own if k not in fitted and k.rsplit('.', 1)[-1] not in added]
+    left_over = [k for k in fitted if k not in own]
+    reshaped = [
+        f'{k} {tuple(fitted[k].shape)} for {tuple(own[k].shape)}'
+        for k in own
+        if k in fitted and fitted[k].shape != own[k].shape
+    ]
+    problems = [
+        f'{len(keys)} {what}: {", ".join(keys[:5])}{" …" if len(keys) > 5 else ""}'
+        for what, keys in (
+            ('missing', missing),
+            ('left over', left_over),
+            ('of another shape', reshaped),
+        )
+        if keys
+    ]
+    name = type(model).__name__
+    if problems:
+        raise CheckpointError(
+            f'{source} does not fit this {name} ({model.traits}): {"; ".join(problems)}'
+        )
+    print_log('; '.join([f'{name}: took {len(fitted)} entries of {source}', *done]), 'current')
+    return fitted
 
 
 def _check_arch(model, state_dict: dict[str, Tensor], checkpoint: str) -> None:
     weight = state_dict.get('patch_embed.proj.weight')
     blocks = {key.split('.')[1] for key in state_dict if key.startswith(f'{model.blocks_name}.')}
     if weight is None or not blocks:
-        raise ValueError(
+        raise CheckpointError(
             f'{checkpoint} holds no {type(model).__name__} weights: its entries begin with '
             f'{sorted({key.split(".")[0] for key in state_dict})[:5]}'
         )
@@ -102,15 +122,26 @@ def _check_arch(model, state_dict: dict[str, Tensor], checkpoint: str) -> None:
             f'arch {names.get(arch, "unnamed")!r} (embed_dims={arch[0]}, depth={arch[1]})'
             for arch in (held, wanted)
         )
-        raise ValueError(f'{checkpoint} holds {held}, but the model is {wanted}')
+        raise CheckpointError(f'{checkpoint} holds {held}, but the model is {wanted}')
 
 
 def adapt_state_dict(model, state_dict: dict[str, Tensor], prefix: str = '') -> None:
     """Make the entries of a state dict that begin with ``prefix`` fit a backbone, in place.
 
+    What a module does with whatever is loaded into it: nothing is checked here, and one line of
+    the log says what was done.
+    """
+    done = _adapt(model, state_dict, prefix)
+    if done:
+        print_log(f'{type(model).__name__}: {"; ".join(done)}', logger='current')
+
+
+def _adapt(model, state_dict: dict[str, Tensor], prefix: str = '') -> list[str]:
+    """Fit entries in place; returns what was done, in words.
+
     Drops what the model does not have (classifier, rotary tables, class tokens, final norm),
     moves or drops the class tokens' rows of the position embedding and resizes the rest to the
-    model's grid. One line of the log says what was done.
+    model's grid.
     """
     tokens = [name for name in CLASS_TOKENS if prefix + name in state_dict]
     unused = [*IGNORED, *(name for name in tokens if name not in model.cls_token_names)]
@@ -127,8 +158,7 @@ def adapt_state_dict(model, state_dict: dict[str, Tensor], prefix: str = '') -> 
     dropped = [name for name in unused if state_dict.pop(prefix + name, None) is not None]
     if dropped:
         done.append(f'ignored {", ".join(dropped)}')
-    if done:
-        print_log(f'{type(model).__name__}: {"; ".join(done)}', logger='current')
+    return done
 
 
 def _adapt_pos_embed(model, pos_embed: Tensor, tokens: list[str]) -> Tensor:
@@ -143,7 +173,7 @@ def _adapt_pos_embed(model, pos_embed: Tensor, tokens: list[str]) -> Tensor:
     if num_patches != grid[0] * grid[1]:
         side = math.isqrt(num_patches)
         if side * side != num_patches:
-            raise ValueError(
+            raise CheckpointError(
                 f'pos_embed with {pos_embed.shape[1]} rows and {len(tokens)} class tokens is '
                 f'neither square nor of the grid {grid} of img_size'
             )

@@ -26,7 +26,7 @@ PLAIN_NUMBERS = (
 )
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint that cannot or must not be loaded; the message is meant for the user."""
 
 

@@ -84,6 +84,8 @@ def load_config(args: argparse.Namespace) -> Config:
         raise _not_installed(args.config, scope)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    # What --cfg-options load_from, --resume and test.py name may be an official file.
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='FitCheckpointHook')]
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -139,5 +141,5 @@ def run(main: Callable[[], None]) -> None:
     """Call ``main``; errors meant for the user end the process with their message alone."""
     try:
         main()
-    except (UserError, CheckpointError) as error:
+    except (UserError, CheckpointError, FloatingPointError) as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')

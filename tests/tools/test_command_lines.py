@@ -170,10 +170,19 @@ def test_what_is_missing_is_named(data, tmp_path):
     assert 'mmpretrain, which is not' in refused(tool('train.py', tmp_path / 'inherits.py', *here))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='mixed precision works on a GPU')
-def test_mixed_precision_without_a_gpu_is_refused(data, tmp_path):
-    arguments = [DEMO, '--work-dir', tmp_path, '--amp', *options(data)]
-    assert '--amp needs an accelerator' in refused(tool('train.py', *arguments))
+@pytest.mark.parametrize(('dtype', 'kind'), [((), 'bfloat16'), (('float16',), 'float16')])
+def test_mixed_precision_trains_on_this_machine_too(data, tmp_path, dtype, kind):
+    settings = options(data, train_cfg__max_iters=3, optim_wrapper__loss_scale__init_scale=256.0)
+    arguments = [DEMO, '--work-dir', tmp_path, '--no-validate', '--amp', *dtype]
+    output = passed(tool('train.py', *arguments, *settings))
+    wrapper = 'AmpOptimWrapper' if torch.cuda.is_available() else 'CpuAmpOptimWrapper'
+    assert f"type='{wrapper}'" in output
+    losses = scalars(tmp_path, 'loss')
+    assert len(losses) == 3 and all(0 < loss < 100 for loss in losses)
+    state = torch.load(tmp_path / 'iter_2.pth', weights_only=True)
+    assert state['state_dict']['backbone.pos_embed'].dtype == torch.float32
+    if not torch.cuda.is_available():
+        assert bool(state['optimizer']['loss_scaler']) == (kind == 'float16')
 
 
 def test_out_must_suit_the_task(data, tmp_path):

@@ -1,0 +1,52 @@
+"""Automatic mixed precision on the CPU, which mmengine's wrapper leaves to accelerators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
+
+__all__ = ['CpuAmpOptimWrapper']
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuAmpOptimWrapper(AmpOptimWrapper):
+    """mmengine's ``AmpOptimWrapper`` for training on the CPU.
+
+    Args:
+        loss_scale (str | float | dict): As there; float16 only, as bfloat16 has the range of
+            float32 and needs no scale.
+        dtype (str): ``'bfloat16'`` or ``'float16'``.
+        **kwargs: Those of ``OptimWrapper``.
+
+    Raises:
+        ValueError: ``dtype`` is another one.
+    """
+
+    valid_dtypes = ('bfloat16', 'float16')
+
+    def __init__(
+        self,
+        loss_scale: str | float | dict = 'dynamic',
+        dtype: str | torch.dtype = 'bfloat16',
+        **kwargs,
+    ) -> None:
+        dtype = str(dtype).removeprefix('torch.')
+        if dtype not in self.valid_dtypes:
+            raise ValueError(f'dtype must be one of {self.valid_dtypes}, got {dtype!r}')
+        OptimWrapper.__init__(self, **kwargs)  # not the parent's: it refuses the CPU
+        self.cast_dtype = getattr(torch, dtype)
+        self._scale_update_param = loss_scale if isinstance(loss_scale, float) else None
+        options = {'init_scale': loss_scale} if isinstance(loss_scale, float) else {}
+        options = loss_scale if isinstance(loss_scale, dict) else options
+        self.loss_scaler = torch.amp.GradScaler('cpu', **{'enabled': dtype == 'float16', **options})
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """The forward pass under autocast, and what ``OptimWrapper`` does while accumulating."""
+        with OptimWrapper.optim_context(self, model), torch.autocast('cpu', self.cast_dtype):
+            yield

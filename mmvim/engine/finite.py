@@ -1,0 +1,81 @@
+"""Stop a training that has become non-finite before it ruins its weights."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+
+__all__ = ['StopAtNonFiniteHook', 'first_non_finite']
+
+
+@HOOKS.register_module()
+class StopAtNonFiniteHook(Hook):
+    """Ends the training when a gradient or the loss is not finite, and says where that began.
+
+    Gradients are looked at before every step of an optimizer, so that the weights are still those
+    from before: with a non-finite loss the step would make all of them NaN. A gradient scaler
+    leaves such steps out, which is how it finds its scale; there the loss alone decides.
+    (mmdet's ``CheckInvalidLossHook`` looks at every 50th loss, after the step.)
+
+    Raises:
+        FloatingPointError: The message names the iteration and the first parameter that is not
+            finite, or else the first such gradient.
+    """
+
+    def before_train(self, runner) -> None:
+        def check(optimizer, args, kwargs) -> None:
+            if getattr(optimizer, 'found_inf', None) is not None:
+                return  # a fused optimizer, which is told what the gradient scaler found
+            grads = [p.grad for group in optimizer.param_groups for p in group['params']]
+            if not all_finite([grad for grad in grads if grad is not None]):
+                self._stop(runner, 'a gradient is not finite')
+
+        wrapper = runner.optim_wrapper
+        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+        self._handles = [w.optimizer.register_step_pre_hook(check) for w in wrappers]
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        losses = {k: v for k, v in (outputs or {}).items() if k.startswith('loss')}
+        bad = [name for name, value in losses.items() if not torch.isfinite(torch.as_tensor(value))]
+        if bad:
+            self._stop(runner, f'{", ".join(bad)} is not finite')
+
+    def after_train(self, runner) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _stop(self, runner, what: str) -> None:
+        culprit = first_non_finite(runner.model) or (
+            'all parameters and gradients are finite: look at the data and their annotations'
+        )
+        raise FloatingPointError(
+            f'training stopped at iteration {runner.iter + 1}, as {what}; {culprit}. No checkpoint '
+            'was written since. Lower learning rate, clip_grad, --amp bfloat16 instead of float16, '
+            "or the backbone's reduction='mean' may help"
+        )
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """One read of the tensors and one wait for the device, however many they are."""
+    if not tensors:
+        return True
+    # A sum of norms is finite exactly if all of them are (in float32, below 1e38).
+    norms = torch._foreach_norm(tensors, float('inf'))
+    return bool(torch.stack([norm.float().to(norms[0].device) for norm in norms]).isfinite().all())
+
+
+def first_non_finite(model: nn.Module) -> str | None:
+    """The first parameter that is not finite, else the first such gradient, in words."""
+    parameters = dict(model.named_parameters())
+    for what, tensors in (
+        ('parameter', parameters),
+        ('gradient of', {name: p.grad for name, p in parameters.items()}),
+    ):
+        bad = [n for n, t in tensors.items() if t is not None and not t.isfinite().all()]
+        if bad:
+            count = f'first of {len(bad)}' if len(bad) > 1 else 'the only one'
+            return f'{what} {bad[0]} is not finite ({count})'
+    return None

@@ -1,0 +1,146 @@
+"""Train one config for every direction of the scan and several seeds; tabulate the mIoU.
+
+Finished runs are kept in the work dir and not repeated, stopped ones are resumed; ``table.md`` and
+``results.json`` there hold what there is. A seed gives every direction the same images in the same
+order.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+import mmvim
+from mmvim.datasets.shapes import write_ade20k
+
+ROOT = Path(__file__).parents[2]
+CONFIG = 'configs/vim/vim-demo_linear_paired-shapes-96x96.py'
+DIRECTIONS = ('none', 'sequence', 'block', 'ssm', 'ssm_conv')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/ablate_directions'),
+        help='default: %(default)s',
+    )
+    parser.add_argument(
+        '--data',
+        type=Path,
+        default=Path('data/paired-shapes'),
+        help='generated here if it is not there (default: %(default)s)',
+    )
+    parser.add_argument('--train', type=int, default=1000, help='images (default: %(default)s)')
+    parser.add_argument('--val', type=int, default=200, help='images (default: %(default)s)')
+    parser.add_argument('--directions', nargs='+', choices=DIRECTIONS, default=DIRECTIONS)
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument(
+        '--max-runs', type=int, help='stop after so many runs; the next call goes on from there'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run'
+    )
+    return parser.parse_args()
+
+
+def read_result(work_dir: Path) -> dict | None:
+    """What :func:`train` left in the work dir of a run; None if it did not finish."""
+    try:
+        return json.loads((work_dir / 'result.json').read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def train(work_dir: Path, options: list[str]) -> dict:
+    """Train in ``work_dir``, from its last checkpoint if there is one; metrics and seconds."""
+    command = ['tools/train.py', CONFIG, '--work-dir', str(work_dir), '--resume']
+    command += ['--cfg-options', *options]
+    print(f'\npython {shlex.join(command)}', flush=True)
+    with (work_dir / 'train.log').open('a') as log:
+        code = subprocess.call([sys.executable, *command], cwd=ROOT, stdout=log, stderr=log)
+    if code:
+        sys.exit(f'ablate_directions: exit code {code}; see the end of {log.name}')
+    scalars = max(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    metrics = [line for line in map(json.loads, scalars) if 'mIoU' in line][-1]
+    result = dict(options=options, mIoU=metrics['mIoU'], aAcc=metrics['aAcc'])
+    partial = work_dir / 'result.json.partial'
+    partial.write_text(json.dumps(result) + '\n')
+    partial.replace(work_dir / 'result.json')
+    return result
+
+
+def table(results: dict[str, dict[int, dict]], seeds: list[int]) -> str:
+    """Markdown: one row per direction, its mIoU per seed, their mean and standard deviation."""
+    lines = [
+        f'| directions | {" | ".join(f"seed {seed}" for seed in seeds)} | mean | spread |',
+        '| --- |' + ' ---: |' * (len(seeds) + 2),
+    ]
+    for direction, runs in results.items():
+        found = [runs[seed]['mIoU'] for seed in seeds if seed in runs]
+        cells = [f'{runs[seed]["mIoU"]:.1f}' if seed in runs else '' for seed in seeds]
+        cells.append(f'{statistics.mean(found):.1f}' if found else '')
+        cells.append(f'{statistics.stdev(found):.1f}' if len(found) > 1 else '')
+        lines.append(f'| `{direction}` | {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+    args = parse_args()
+    work_dir, data = args.work_dir.absolute(), args.data.absolute()
+    size = Config.fromfile(ROOT / CONFIG).model.data_preprocessor.size[0]
+    try:
+        write_ade20k(data, train=args.train, val=args.val, size=size, palette='paired')
+    except (ValueError, OSError) as error:
+        sys.exit(f'ablate_directions: {error}')
+    common = [f'{name}_dataloader.dataset.data_root={data}' for name in ('train', 'val', 'test')]
+    common += args.cfg_options
+
+    results: dict[str, dict[int, dict]] = {direction: {} for direction in args.directions}
+    left = len(args.seeds) * len(args.directions) if args.max_runs is None else args.max_runs
+    # Seed by seed, so that a table that is not complete compares all directions.
+    for seed, direction in ((s, d) for s in args.seeds for d in args.directions):
+        run_dir = work_dir / f'{direction}_seed{seed}'
+        options = [f'model.backbone.directions={direction}', f'randomness.seed={seed}', *common]
+        result = read_result(run_dir)
+        if result is not None and result['options'] != options:
+            sys.exit(
+                f'ablate_directions: {run_dir} was trained with {shlex.join(result["options"])}: '
+                'choose another --work-dir'
+            )
+        if result is None and left:
+            left -= 1
+            run_dir.mkdir(parents=True, exist_ok=True)
+            result = train(run_dir, options)
+            print(f'mIoU {result["mIoU"]:.1f}', flush=True)
+        if result is not None:
+            results[direction][seed] = result
+
+    markdown = table(results, args.seeds)
+    about = dict(
+        mmvim=mmvim.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        threads=torch.get_num_threads(),
+        date=date.today().isoformat(),
+    )
+    work_dir.mkdir(parents=True, exist_ok=True)
+    (work_dir / 'table.md').write_text(markdown)
+    (work_dir / 'results.json').write_text(
+        json.dumps(dict(config=CONFIG, **about, runs=results), indent=2) + '\n'
+    )
+    done = sum(map(len, results.values()))
+    print(f'\n{markdown}\n{done} of {len(args.seeds) * len(args.directions)} runs; {work_dir}')
+
+
+if __name__ == '__main__':
+    main()
