@@ -10,3 +10,4 @@ default_hooks = dict(
         save_best='coco/bbox_mAP'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False))
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=False)
+custom_hooks = [dict(type='StopAtNonFiniteHook')]
