@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import cpp_backend, torch_conv, torch_scan, triton_backend
+from . import cpp_backend, cuda_backend, torch_conv, torch_scan, triton_backend
+from .checks import FLOATS
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,12 @@ class Backend:
         scan (Callable): ``(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)`` to
             ``(out, last_state)``.
         bidirectional_scan (Callable | None): ``(forward, backward, z, delta_softplus, scale)`` to
-            ``out``, where both directions are ``(u, delta, A, B, C, D, delta_bias)``. None: two
-            scans.
+            ``out``, where both directions are ``(u, delta, A, B, C, D, delta_bias)``. Where it is
+            None or returns None: two scans.
         conv1d (Callable): ``(x, weight, bias, silu, reverse)`` to ``out``.
-        only_by_name (bool): Never the default: it is there for tests.
+        only_by_name_on (tuple[str, ...]): Device types that it is never the default for, as it
+            runs there for tests.
+        dtypes (tuple[torch.dtype, ...]): What ``u`` may be.
     """
 
     name: str
@@ -32,10 +35,16 @@ class Backend:
     scan: Callable
     bidirectional_scan: Callable | None = None
     conv1d: Callable = torch_conv.conv1d
-    only_by_name: bool = False
+    only_by_name_on: tuple[str, ...] = ()
+    dtypes: tuple[torch.dtype, ...] = FLOATS
 
     def runs_on(self, device_type: str) -> bool:
         return self.device_types is None or device_type in self.device_types
+
+    def is_for(self, device_type: str, dtype: torch.dtype) -> bool:
+        """Whether it may be the default."""
+        wanted = self.runs_on(device_type) and device_type not in self.only_by_name_on
+        return wanted and dtype in self.dtypes
 
 
 # In order of preference: the first that is present and runs on the device is the default.
@@ -51,11 +60,21 @@ BACKENDS = {
             cpp_backend.conv1d,
         ),
         Backend(
+            'cuda',
+            ('cpu', 'cuda') if cuda_backend.EMULATED else ('cuda',),
+            cuda_backend.missing,
+            cuda_backend.scan,
+            cuda_backend.bidirectional_scan,
+            cuda_backend.conv1d,
+            only_by_name_on=('cpu',),
+            dtypes=tuple(cuda_backend.DTYPES),
+        ),
+        Backend(
             'triton',
             ('cpu', 'cuda') if triton_backend.INTERPRETED else ('cuda',),
             triton_backend.missing,
             triton_backend.scan,
-            only_by_name=triton_backend.INTERPRETED,
+            only_by_name_on=('cpu', 'cuda') if triton_backend.INTERPRETED else (),
         ),
         Backend('torch', None, lambda: None, torch_scan.scan),
     )
@@ -69,20 +88,20 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name, backend in BACKENDS.items() if backend.missing() is None)
 
 
-def choose_backend(name: str | None, device_type: str) -> Backend:
-    """The backend of this name, or the best one for the device where ``name`` is None.
+def choose_backend(
+    name: str | None, device_type: str, dtype: torch.dtype = torch.float32
+) -> Backend:
+    """The backend of this name, or the best one for the device and dtype where ``name`` is None.
 
     Raises:
-        ValueError: The name is unknown, or the backend cannot run here or on this device.
+        ValueError: The name is unknown, or the backend cannot run here, on this device or in this
+            dtype.
     """
     if name is None:
-        suitable = [
-            backend
-            for backend in BACKENDS.values()
-            if backend.runs_on(device_type) and not backend.only_by_name
-        ]
+        suitable = [b for b in BACKENDS.values() if b.is_for(device_type, dtype)]
         chosen = next(backend for backend in suitable if backend.missing() is None)
-        if chosen is not suitable[0] and not torch.compiler.is_compiling():
+        # Kernels, whichever, are no reason to nag; plain PyTorch in their place is.
+        if chosen is suitable[-1] and len(suitable) > 1 and not torch.compiler.is_compiling():
             _warn_once(suitable[0], chosen)
         return chosen
     if name not in BACKENDS:
@@ -95,6 +114,11 @@ def choose_backend(name: str | None, device_type: str) -> Backend:
         raise ValueError(
             f'backend {name!r} runs on {" and ".join(backend.device_types)}, but u is '
             f'on {device_type}'
+        )
+    if dtype not in backend.dtypes:
+        raise ValueError(
+            f'backend {name!r} takes {", ".join(map(str, backend.dtypes))}, but u is {dtype}; '
+            "backend 'torch' takes it on every device"
         )
     return backend
 

@@ -89,7 +89,7 @@ def selective_scan(
             the backend is unknown or cannot run here.
     """
     check_scan(u, delta, A, B, C, D, z, delta_bias)
-    chosen = choose_backend(backend, u.device.type)
+    chosen = choose_backend(backend, u.device.type, u.dtype)
     out, last_state = chosen.scan(
         u, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), bool(reverse)
     )
@@ -132,10 +132,12 @@ def bidirectional_selective_scan(
     """
     forward, backward = Direction(*forward), Direction(*backward)
     check_bidirectional_scan(forward, backward, z, scale)
-    chosen = choose_backend(backend, forward.u.device.type)
+    chosen = choose_backend(backend, forward.u.device.type, forward.u.dtype)
     delta_softplus = bool(delta_softplus)
     if chosen.bidirectional_scan is not None:
-        return chosen.bidirectional_scan(forward, backward, z, delta_softplus, float(scale))
+        out = chosen.bidirectional_scan(forward, backward, z, delta_softplus, float(scale))
+        if out is not None:
+            return out
     dtype = compute_dtype(forward.u.dtype)
     out = sum(
         chosen.scan(*direction[:6], None, direction.delta_bias, delta_softplus, reverse)[0].to(
@@ -182,7 +184,7 @@ def causal_conv1d(
         ValueError: A rank, shape or device does not fit, the activation or backend is unknown.
     """
     check_conv1d(x, weight, bias, activation)
-    chosen = choose_backend(backend, x.device.type)
+    chosen = choose_backend(backend, x.device.type, x.dtype)
     if weight.ndim == 3:
         weight = weight.squeeze(1)
     return chosen.conv1d(x, weight, bias, activation == 'silu', bool(reverse))

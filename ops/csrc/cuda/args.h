@@ -1,0 +1,71 @@
+// What a caller passes: addresses, strides in elements, sizes. mmvim_ops/cuda_backend.py has the
+// same structures; every field is eight bytes wide, so that nothing is padded.
+#pragma once
+#include <cstdint>
+
+namespace mmvim {
+
+// (batch, channels, length); data is null where the argument was not given.
+struct Sequence {
+  void* data;
+  int64_t batch, channel, time;
+};
+
+// B or C: (batch, groups, states, length) where `varying`, else (channels, states).
+struct Matrix {
+  const void* data;
+  int64_t varying, batch, group, channel, state, time;
+};
+
+// One scan through the sequence. Floats are contiguous; chunks and segments are those of Scan.
+struct Direction {
+  int64_t reverse;
+  Sequence u, delta;
+  Matrix B, C;
+  const float *A, *D, *delta_bias;   // (channels, states), (channels), (channels)
+  float* last_state;                 // (batch, channels, states) or null
+  float* checkpoints;                // (batch, segments, states, channels) or null
+
+  // backward
+  const float* grad_last_state;      // (batch, channels, states) or null
+  Sequence grad_u, grad_delta;
+  float *grad_B, *grad_C;   // varying: (batch, groups, splits, length, states), else as grad_A
+  float* grad_A;                     // (batch, chunks, states, channels)
+  float *grad_D, *grad_delta_bias;   // (batch, chunks, channels)
+};
+
+// One or two directions that share a gate: out = (sum of y) silu(z) scale.
+struct Scan {
+  int64_t dtype, device, stream;
+  int64_t batch, channels, length, states, groups, directions, softplus;
+  int64_t chunks, chunk_length;      // the length is cut into chunks that run side by side
+  int64_t warps;                     // of a block, per direction
+  int64_t splits;                    // backward: blocks that share the channels of a group
+  double scale;
+  Sequence z, out;
+  Sequence partial;   // with two directions: float, what the one that comes first leaves the other
+  Sequence grad_out, grad_z;         // backward
+  float* ends;        // with several chunks: (directions, batch, chunks, states, channels)
+  float* sums;        // with several chunks: (directions, batch, chunks, channels)
+  Direction direction[2];
+};
+
+struct Convolution {
+  int64_t dtype, device, stream;
+  int64_t batch, channels, length, taps, silu, reverse;
+  Sequence x, out;
+  const float *weight, *bias;        // (channels, taps), (channels) or null
+
+  // backward
+  Sequence grad_out, grad_x;
+  float* grad_parameters;            // (batch, tiles, channels, taps + 1): weight and bias
+};
+
+constexpr int kSteps = 16;      // of a tile, which is in shared memory at a time
+constexpr int kStride = 4;      // whose states backward holds in registers at once
+constexpr int kSegment = 64;    // between two checkpoints; chunks are multiples of it
+constexpr int kMostStates = 256;
+constexpr int kConvSteps = 64;  // of a tile of the convolution
+constexpr int kMostTaps = 32;
+
+}  // namespace mmvim

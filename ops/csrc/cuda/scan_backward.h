@@ -1,0 +1,356 @@
+// The gradients of the scan.
+//
+// Per segment between two checkpoints, from the last to the first, in two passes. `record` computes
+// the states again and leaves every fourth in shared memory. `retreat` starts from there, four
+// steps at a time, the last ones first: states and decays of the four in registers, then the
+// adjoint recurrence back over them. With g the gradient of y, G_t = C_t g_t + X_{t+1} the gradient
+// that reaches h_t and X_t = exp(Δ_t A) G_t what goes on to h_{t-1}:
+//   ∂B_t = G_t Δ_t u_t   ∂C_t = h_t g_t   ∂(Δ_t u_t) = B_t · G_t   ∂(Δ_t A) = X_t h_{t-1}
+// Sums over channels are taken within a block and written per block, sums over time per chunk; the
+// caller adds those up. There are no atomics: results do not depend on the order of execution.
+#pragma once
+#include "scan_forward.h"
+
+namespace mmvim {
+
+constexpr int kTiles = kSegment / kSteps;
+constexpr int kStrides = kSegment / kStride;
+
+template <class Shape> struct BackwardMemory {
+  static constexpr int kPairs = Shape::R * Shape::S;
+  float *B, *C, *starts, *sums;
+  float *delta, *scaled, *g, *y, *grad_scaled, *grad_delta, *bias, *skip;
+
+  __host__ __device__ BackwardMemory(int64_t warps, float* memory, int direction) {
+    Layout<Shape> layout(warps);
+    memory += direction * floats(warps);
+    B = memory, C = B + layout.matrix;
+    starts = C + layout.matrix;                                     // (kStrides, pairs, threads)
+    sums = starts + kStrides * kPairs * 32 * int(warps);            // (warps, steps, 2, states)
+    delta = sums + int(warps) * kSteps * 2 * Shape::kStates;
+    scaled = delta + layout.sequence, g = scaled + layout.sequence, y = g + layout.sequence;
+    grad_scaled = y + layout.sequence, grad_delta = grad_scaled + layout.sequence;
+    bias = grad_delta + layout.sequence, skip = bias + int(warps) * Shape::kChannels;
+  }
+  __host__ __device__ static int floats(int64_t warps) {
+    Layout<Shape> layout(warps);
+    int per_warp = kStrides * kPairs * 32 + kSteps * 2 * Shape::kStates + 2 * Shape::kChannels;
+    return (2 * layout.matrix + 6 * layout.sequence + int(warps) * per_warp + 3) / 4 * 4;
+  }
+};
+
+// Sum S values over the lanes of a warp that have different channels. What is left in x[0 …
+// kKept) belongs to the values from the returned index on.
+template <class Shape>
+__device__ __forceinline__ int sum_rows(float (&x)[Shape::S], int lane) {
+  int index = 0;
+#pragma unroll
+  for (int mask = 16, count = Shape::S / 2; mask >= Shape::P; mask /= 2, count /= 2) {
+    bool upper = lane & mask;
+    if (count == 0) x[0] += shuffle_xor(x[0], mask);
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+      float keep = upper ? x[i + count] : x[i], send = upper ? x[i] : x[i + count];
+      x[i] = keep + shuffle_xor(send, mask);
+    }
+    index += upper ? count : 0;
+  }
+  return index;
+}
+
+template <class T, class Shape, bool kConstant>
+__global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Scan scan) {
+  MMVIM_SHARED(memory);
+  constexpr int R = Shape::R, S = Shape::S, kElements = Shape::kElements;
+  Place<Shape> place(scan, scan.splits);
+  const Direction& direction = scan.direction[place.direction];
+  const bool gated = scan.z.data != nullptr, two = scan.directions == 2;
+  const int states = int(scan.states), pitch = place.width + 1, split = int(place.split);
+  const int tiles = (place.length + kSteps - 1) / kSteps;
+  const float scale = float(scan.scale);
+  BackwardMemory<Shape> tile(scan.warps, reinterpret_cast<float*>(memory), place.direction);
+  Elements<Shape> elements(place, direction.u);
+  MatrixLoader<T, Shape> matrix_B, matrix_C;
+  Coefficients<T, Shape, kConstant> B(direction.B, tile.B), C(direction.C, tile.C);
+  T raw_u[kElements], raw_delta[kElements], raw_g[kElements], raw_z[kElements];
+  float A[R][S], X[R][S], h[R][S], grad_A[R][S];
+  float grad_B[kConstant ? R : 1][S], grad_C[kConstant ? R : 1][S];     // of constant ones
+
+  auto steps_of = [&](int i) {
+    int left = place.length - i * kSteps;
+    return left < kSteps ? left : kSteps;
+  };
+  auto fetch = [&](int i, bool retreating) {
+    int steps = steps_of(i);
+    matrix_B.fetch(direction.B, place, states, i * kSteps, steps);
+    if (retreating) matrix_C.fetch(direction.C, place, states, i * kSteps, steps);
+    elements.each(steps, [&](int j, int t, int c) {
+      raw_u[j] = *pointer<const T>(direction.u, place, i * kSteps, t, c);
+      raw_delta[j] = *pointer<const T>(direction.delta, place, i * kSteps, t, c);
+      if (retreating) raw_g[j] = *pointer<const T>(scan.grad_out, place, i * kSteps, t, c);
+      if (retreating && gated) raw_z[j] = *pointer<const T>(scan.z, place, i * kSteps, t, c);
+    });
+  };
+  auto store = [&](int i, bool retreating) {
+    int steps = steps_of(i);
+    matrix_B.store(direction.B, place, states, i * kSteps, steps, tile.B);
+    if (retreating) matrix_C.store(direction.C, place, states, i * kSteps, steps, tile.C);
+    elements.every(steps, [&](int j, int t, int c, bool exists) {
+      float u = exists ? to_float(raw_u[j]) : 0.f, delta = 0, g = 0;
+      if (exists) delta = step_size(to_float(raw_delta[j]), tile.bias[c], scan.softplus);
+      tile.delta[t * pitch + c] = delta;
+      tile.scaled[t * pitch + c] = delta * u;
+      if (!retreating) return;
+      if (exists) {
+        g = to_float(raw_g[j]) * scale;
+        if (gated) g *= to_float(raw_z[j]) * sigmoid(to_float(raw_z[j]));
+      }
+      tile.g[t * pitch + c] = g;
+      tile.y[t * pitch + c] = direction.D == nullptr || !exists ? 0.f : tile.skip[c] * u;
+    });
+  };
+  auto start = [&](int stride, int r, int s) -> float& {
+    return tile.starts[(stride * R * S + r * S + s) * place.threads + place.thread];
+  };
+
+  // Four steps from `from` on of the tile: there with the states, back with the adjoint.
+  auto retreat = [&](int stride, int from, int steps, auto whole) {
+    float before[kStride][R][S], decay[kStride][R][S], sums[R][kStride];
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+      for (int s = 0; s < S; s++) h[r][s] = start(stride, r, s);
+    // The gradient of B_t (0) or C_t (1) over the channels of a warp.
+    auto write_sums = [&](int t, int which, float (&values)[S]) {
+      int index = sum_rows<Shape>(values, place.lane);
+      float* to = tile.sums + ((place.warp * kSteps + t) * 2 + which) * Shape::kStates;
+#pragma unroll
+      for (int i = 0; i < Shape::kKept; i++) to[place.part * S + index + i] = values[i];
+    };
+#pragma unroll
+    for (int k = 0; k < kStride; k++) {
+      int t = from + k;
+      float for_C[S] = {};
+#pragma unroll
+      for (int r = 0; r < R; r++) sums[r][k] = 0;
+      if (!decltype(whole)::value && t >= steps) continue;
+#pragma unroll
+      for (int r = 0; r < R; r++) {
+        int at = t * pitch + place.channel(r);
+        float delta = tile.delta[at], x = tile.scaled[at], g = tile.g[at], b[S], c[S];
+        B.at(t, r, place.part, b);
+        C.at(t, r, place.part, c);
+#pragma unroll
+        for (int s = 0; s < S; s++) {
+          before[k][r][s] = h[r][s];
+          decay[k][r][s] = exp2(delta * A[r][s]);
+          h[r][s] = fmaf(decay[k][r][s], h[r][s], x * b[s]);
+          sums[r][k] = fmaf(h[r][s], c[s], sums[r][k]);
+          for_C[s] = fmaf(h[r][s], g, for_C[s]);
+          if constexpr (kConstant) grad_C[r][s] = fmaf(h[r][s], g, grad_C[r][s]);
+        }
+      }
+      if (!kConstant || direction.C.varying) write_sums(t, 1, for_C);
+    }
+    auto add = [&](float* to) {
+#pragma unroll
+      for (int r = 0; r < R; r++) {
+        float sum = sum_parts<Shape>(sums[r], place.part);
+        if (place.part < kStride) to[(from + place.part) * pitch + place.channel(r)] += sum;
+      }
+    };
+    auto set = [&](float* to, const float (&values)[R][kStride]) {
+#pragma unroll
+      for (int r = 0; r < R; r++) {
+        float sum = sum_parts<Shape>(values[r], place.part);
+        if (place.part < kStride) to[(from + place.part) * pitch + place.channel(r)] = sum;
+      }
+    };
+    if (gated) add(tile.y);
+    float by_scaled[R][kStride], by_delta[R][kStride];
+#pragma unroll
+    for (int k = kStride - 1; k >= 0; k--) {
+      int t = from + k;
+#pragma unroll
+      for (int r = 0; r < R; r++) by_scaled[r][k] = by_delta[r][k] = 0;
+      float for_B[S] = {};
+      if (!decltype(whole)::value && t >= steps) continue;
+#pragma unroll
+      for (int r = 0; r < R; r++) {
+        int at = t * pitch + place.channel(r);
+        float delta = tile.delta[at], x = tile.scaled[at], g = tile.g[at], b[S], c[S];
+        B.at(t, r, place.part, b);
+        C.at(t, r, place.part, c);
+#pragma unroll
+        for (int s = 0; s < S; s++) {
+          float G = fmaf(c[s], g, X[r][s]);
+          for_B[s] = fmaf(G, x, for_B[s]);
+          if constexpr (kConstant) grad_B[r][s] = fmaf(G, x, grad_B[r][s]);
+          by_scaled[r][k] = fmaf(G, b[s], by_scaled[r][k]);
+          X[r][s] = decay[k][r][s] * G;
+          float e = X[r][s] * before[k][r][s];
+          grad_A[r][s] = fmaf(e, delta, grad_A[r][s]);
+          by_delta[r][k] = fmaf(e, A[r][s], by_delta[r][k]);
+        }
+      }
+      if (!kConstant || direction.B.varying) write_sums(t, 0, for_B);
+    }
+    set(tile.grad_scaled, by_scaled);
+    set(tile.grad_delta, by_delta);
+  };
+
+  // Which of two directions has y of this element in an earlier tile of the pass?
+  auto visit_of = [&](int i, int t) {
+    return visit(tiles - 1 - i, tiles - 1 - (place.length - 1 - i * kSteps - t) / kSteps);
+  };
+  auto write_grad_z = [&](int first, int t, int c, float y) {
+    float z = to_float(*pointer<const T>(scan.z, place, first, t, c)), s = sigmoid(z);
+    float g = to_float(*pointer<const T>(scan.grad_out, place, first, t, c)) * scale;
+    assign(*pointer<T>(scan.grad_z, place, first, t, c), y * g * s * fmaf(z, 1 - s, 1.f));
+  };
+  // Gradients of the elements of a tile, once the sums over states are known.
+  auto finish = [&](int i, int steps) {
+    const int first = i * kSteps;
+    elements.each(steps, [&](int, int t, int c) {
+      const int at = t * pitch + c;
+      float u = to_float(*pointer<const T>(direction.u, place, first, t, c));
+      float raw = to_float(*pointer<const T>(direction.delta, place, first, t, c)) + tile.bias[c];
+      float g = tile.g[at], by_scaled = tile.grad_scaled[at];
+      float by_u = by_scaled * tile.delta[at];
+      if (direction.D != nullptr) by_u = fmaf(tile.skip[c], g, by_u);
+      float by_delta = fmaf(by_scaled, u, tile.grad_delta[at] * kLn2);
+      if (scan.softplus) by_delta *= sigmoid(raw);
+      assign(*pointer<T>(direction.grad_u, place, first, t, c), by_u);
+      assign(*pointer<T>(direction.grad_delta, place, first, t, c), by_delta);
+      tile.grad_delta[at] = by_delta;
+      tile.scaled[at] = g * u;
+      if (!gated) return;
+      Visit visit = two ? visit_of(i, t) : Visit::kSecond;
+      if (visit == Visit::kFirst || (visit == Visit::kTogether && place.direction == 0))
+        *pointer<float>(scan.partial, place, first, t, c) = tile.y[at];
+      else if (visit == Visit::kSecond)
+        write_grad_z(first, t, c, two ? tile.y[at] + *pointer<float>(scan.partial, place, first, t, c)
+                                      : tile.y[at]);
+    });
+    __syncthreads();
+    if (gated && two)
+      elements.each(steps, [&](int, int t, int c) {
+        if (visit_of(i, t) == Visit::kTogether && place.direction == 1)
+          write_grad_z(first, t, c, tile.y[t * pitch + c]
+                                    + *pointer<float>(scan.partial, place, first, t, c));
+      });
+  };
+  // Sums over the channels of the block for B and C; the next block of channels adds to them.
+  auto write_matrix = [&](const Matrix& m, float* to, int first, int steps, int which) {
+    if (!m.varying) return;
+    to += ((place.batch * scan.groups + place.group) * scan.splits + split) * scan.length * states;
+    for (int e = place.thread; e < steps * Shape::kStates; e += place.threads) {
+      int t = e / Shape::kStates, n = e % Shape::kStates;
+      if (n >= states) continue;
+      float sum = 0;
+      for (int w = 0; w < int(scan.warps); w++)
+        sum += tile.sums[((w * kSteps + t) * 2 + which) * Shape::kStates + n];
+      float* at = to + place.time(first + t) * states + n;
+      *at = place.member > int64_t(split) * place.width ? *at + sum : sum;
+    }
+  };
+  auto write_states = [&](float* to, const float (&values)[R][S]) {
+    store_states(scan, place, to, place.line, values);
+  };
+
+  for (int64_t block = split; block < blocks_per_group(scan, place.width); block += scan.splits) {
+    place.choose(scan, block);
+    float sum_D = 0, sum_bias = 0;      // of channel `thread`
+    load_A(scan, place, A);
+    B.choose(direction.B, place, states);
+    C.choose(direction.C, place, states);
+    __syncthreads();      // the last block of channels is done with these
+    load_vector(place, direction.delta_bias, tile.bias);
+    load_vector(place, direction.D, tile.skip);
+    load_states(scan, place, ends_of(scan, place), place.line, X);
+    if (scan.chunks == 1 && direction.grad_last_state != nullptr)
+      each_state(place, states, [&](int r, int s, int64_t c, int64_t n) {
+        X[r][s] = direction.grad_last_state[(place.batch * scan.channels + c) * scan.states + n];
+      });
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+      for (int s = 0; s < S; s++) {
+        grad_A[r][s] = 0;
+        if constexpr (kConstant) grad_B[r][s] = grad_C[r][s] = 0;
+      }
+
+    int last_tile = (tiles - 1) / kTiles * kTiles;    // first of the last segment
+    fetch(last_tile, false);
+    for (int base = last_tile; base >= 0; base -= kTiles) {
+      const int count = tiles - base < kTiles ? tiles - base : kTiles;
+      int64_t segments = (scan.length + kSegment - 1) / kSegment;
+      int64_t segment = (place.chunk * scan.chunk_length + base * kSteps) / kSegment;
+      load_states(scan, place, direction.checkpoints, place.batch * segments + segment, h);
+      for (int i = 0; i < count; i++) {
+        const int steps = steps_of(base + i);
+        __syncthreads();
+        store(base + i, false);
+        __syncthreads();
+        if (i + 1 < count) fetch(base + i + 1, false);
+        else fetch(base + i, true);
+        for (int from = 0; from < kSteps; from += kStride) {
+#pragma unroll
+          for (int r = 0; r < R; r++)
+#pragma unroll
+            for (int s = 0; s < S; s++) start((i * kSteps + from) / kStride, r, s) = h[r][s];
+#pragma unroll
+          for (int k = 0; k < kStride; k++) {
+            int t = from + k;
+            if (t >= steps) break;
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+              int at = t * pitch + place.channel(r);
+              float b[S];
+              B.at(t, r, place.part, b);
+              advance<Shape>(tile.delta[at], tile.scaled[at], A[r], b, h[r]);
+            }
+          }
+        }
+      }
+      for (int i = count - 1; i >= 0; i--) {
+        const int steps = steps_of(base + i);
+        __syncthreads();
+        store(base + i, true);
+        __syncthreads();
+        const int last = (steps - 1) / kStride * kStride;
+        if (steps == kSteps) {
+          for (int from = last; from >= 0; from -= kStride)
+            retreat((i * kSteps + from) / kStride, from, steps, Yes{});
+        } else {
+          for (int from = last; from >= 0; from -= kStride)
+            retreat((i * kSteps + from) / kStride, from, steps, No{});
+        }
+        // Not before, as registers are short; behind this comes enough to wait for it.
+        if (i > 0) fetch(base + i - 1, true);
+        else if (base > 0) fetch(base - kTiles, false);
+        __syncthreads();
+        finish(base + i, steps);
+        if (place.thread < place.width)
+          for (int t = 0; t < steps; t++) {
+            sum_D += tile.scaled[t * pitch + place.thread];
+            sum_bias += tile.grad_delta[t * pitch + place.thread];
+          }
+        write_matrix(direction.B, direction.grad_B, (base + i) * kSteps, steps, 0);
+        write_matrix(direction.C, direction.grad_C, (base + i) * kSteps, steps, 1);
+      }
+    }
+    write_states(direction.grad_A, grad_A);
+    if constexpr (kConstant) {
+      if (!direction.B.varying) write_states(direction.grad_B, grad_B);
+      if (!direction.C.varying) write_states(direction.grad_C, grad_C);
+    }
+    if (place.thread < place.channels) {
+      int64_t at = place.line * scan.channels + place.first_channel + place.thread;
+      if (direction.grad_D != nullptr) direction.grad_D[at] = sum_D;
+      if (direction.grad_delta_bias != nullptr) direction.grad_delta_bias[at] = sum_bias;
+    }
+  }
+}
+
+}  // namespace mmvim

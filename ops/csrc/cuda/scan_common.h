@@ -1,0 +1,291 @@
+// How a block is laid out, and how tiles come into shared memory.
+//
+// A block owns `width` neighbouring channels of one group in one chunk of one batch element, for
+// one direction or, with half of its warps each, for two. A warp's lanes are cut as Shape says: P
+// lanes share a channel, S states each, and every lane has R channels, so that a value of B or C
+// that was read from shared memory serves R times. Sequences are read once per element, by all
+// threads, along whichever of channel and time is next to each other in memory; what depends on an
+// element alone (softplus, gate) is computed there, once. Time is counted in the order of the scan.
+#pragma once
+#include "args.h"
+#include "device.h"
+
+namespace mmvim {
+
+template <int P_, int S_, int R_> struct Shape {
+  static constexpr int P = P_, S = S_, R = R_;
+  static constexpr int kStates = P * S;
+  static constexpr int kRows = 32 / P;                 // lanes with different channels
+  static constexpr int kChannels = kRows * R;          // of a warp
+  static constexpr int kPitch = kStates + 4;           // of a step of B or C, 16-byte aligned
+  static constexpr int kElements = (kSteps * kChannels + 31) / 32;   // per thread
+  static constexpr int kKept = S > kRows ? S / kRows : 1;     // states of a lane after sum_rows
+  // Values of a tile of B or C that a thread has on their way from memory.
+  static constexpr int kAhead = kStates * kSteps / 32 < 8 ? kStates * kSteps / 32 : 8;
+};
+
+inline int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
+
+__host__ __device__ inline int64_t blocks_per_group(const Scan& scan, int64_t width) {
+  return (scan.channels / scan.groups + width - 1) / width;
+}
+
+// A place in the grid and in the block.
+template <class Shape> struct Place {
+  int direction, thread, threads, warp, lane, part, row;   // thread: within the direction
+  int width, shift;              // channels of the block: 1 << shift
+  int64_t batch, group, chunk, line;    // line: batch * chunks + chunk
+  int64_t member, split;         // block of channels in the group
+  int64_t first_channel;
+  int channels;                  // that exist
+  int64_t begin;                 // time of the first step of the scan
+  int64_t step;                  // +1 or -1
+  int length;                    // of the chunk
+
+  __device__ Place(const Scan& scan, int64_t blocks) {
+    threads = int(scan.warps) * 32;
+    direction = int(threadIdx.x) / threads;
+    thread = int(threadIdx.x) % threads;
+    warp = thread / 32, lane = thread % 32, part = lane % Shape::P, row = lane / Shape::P;
+    width = int(scan.warps) * Shape::kChannels;
+    shift = 31 - __clz(width);
+    int64_t i = blockIdx.x;
+    split = i % blocks, i /= blocks;
+    group = i % scan.groups, i /= scan.groups;
+    chunk = i % scan.chunks, batch = i / scan.chunks;
+    line = batch * scan.chunks + chunk;
+    int64_t from = chunk * scan.chunk_length;
+    length = int(scan.length - from < scan.chunk_length ? scan.length - from : scan.chunk_length);
+    bool reverse = scan.direction[direction].reverse;
+    begin = reverse ? from + length - 1 : from;
+    step = reverse ? -1 : 1;
+    choose(scan, split);
+  }
+
+  __device__ void choose(const Scan& scan, int64_t block) {
+    int64_t per_group = scan.channels / scan.groups;
+    member = block * width;
+    first_channel = group * per_group + member;
+    channels = int(per_group - member < width ? per_group - member : width);
+  }
+
+  __device__ int channel(int r) const {
+    return warp * Shape::kChannels + r * Shape::kRows + row;
+  }
+  __device__ int64_t time(int step_of_chunk) const { return begin + step * step_of_chunk; }
+};
+
+// The elements of a tile that a thread brings and takes: the same ones of every sequence.
+template <class Shape> struct Elements {
+  const Place<Shape>& place;
+  bool channels_first;   // neighbouring threads have neighbouring channels
+
+  __device__ Elements(const Place<Shape>& place, const Sequence& like) : place(place) {
+    int64_t time = like.time < 0 ? -like.time : like.time;
+    int64_t channel = like.channel < 0 ? -like.channel : like.channel;
+    channels_first = channel <= time;
+  }
+  __device__ void at(int i, int& t, int& c) const {
+    int e = i * place.threads + place.thread;
+    if (channels_first) t = e >> place.shift, c = e & (place.width - 1);
+    else t = e % kSteps, c = e / kSteps;
+  }
+  // f(i, t, c) for those that exist; unrolled, so that i indexes registers.
+  template <class F> __device__ __forceinline__ void each(int steps, F f) const {
+#pragma unroll
+    for (int i = 0; i < Shape::kElements; i++) {
+      int t, c;
+      at(i, t, c);
+      if (t < steps && c < place.channels) f(i, t, c);
+    }
+  }
+  // f(i, t, c, exists) for all in the tile.
+  template <class F> __device__ __forceinline__ void every(int steps, F f) const {
+#pragma unroll
+    for (int i = 0; i < Shape::kElements; i++) {
+      int t, c;
+      at(i, t, c);
+      if (t < kSteps && c < place.width) f(i, t, c, t < steps && c < place.channels);
+    }
+  }
+};
+
+template <class T, class Shape>
+__device__ __forceinline__ T* pointer(const Sequence& x, const Place<Shape>& place, int step,
+                                      int t, int c) {
+  return static_cast<T*>(x.data) + place.batch * x.batch + (place.first_channel + c) * x.channel
+      + place.time(step + t) * x.time;
+}
+
+// A tile of B or C on its way through registers into shared memory, (steps, states) as floats.
+template <class T, class Shape> struct MatrixLoader {
+  T ahead[Shape::kAhead];
+
+  template <class F>
+  static __device__ __forceinline__ void each(const Matrix& m, const Place<Shape>& place, int first,
+                                              int last, F f) {
+    bool states_first = (m.state < 0 ? -m.state : m.state) <= (m.time < 0 ? -m.time : m.time);
+#pragma unroll
+    for (int i = first; i < last; i++) {
+      int e = i * place.threads + place.thread;
+      if (e >= kSteps * Shape::kStates) break;
+      int t = states_first ? e / Shape::kStates : e % kSteps;
+      int n = states_first ? e % Shape::kStates : e / kSteps;
+      f(i, t, n);
+    }
+  }
+  static __device__ __forceinline__ const T* address(const Matrix& m, const Place<Shape>& place,
+                                                     int step, int t, int n) {
+    return static_cast<const T*>(m.data) + place.batch * m.batch + place.group * m.group
+        + n * m.state + place.time(step + t) * m.time;
+  }
+  __device__ __forceinline__ void fetch(const Matrix& m, const Place<Shape>& place, int states,
+                                        int step, int steps) {
+    if (!m.varying) return;
+    each(m, place, 0, Shape::kAhead, [&](int i, int t, int n) {
+      if (t < steps && n < states) ahead[i] = *address(m, place, step, t, n);
+    });
+  }
+  __device__ __forceinline__ void store(const Matrix& m, const Place<Shape>& place, int states,
+                                        int step, int steps, float* tile) const {
+    if (!m.varying) return;
+    each(m, place, 0, Shape::kAhead, [&](int i, int t, int n) {
+      bool exists = t < steps && n < states;
+      tile[t * Shape::kPitch + n] = exists ? to_float(ahead[i]) : 0.f;
+    });
+    constexpr int kAll = kSteps * Shape::kStates / 32;
+    for (int i = Shape::kAhead; i < kAll; i++)     // of many states: the rest, straight away
+      each(m, place, i, i + 1, [&](int, int t, int n) {
+        bool exists = t < steps && n < states;
+        tile[t * Shape::kPitch + n] = exists ? to_float(*address(m, place, step, t, n)) : 0.f;
+      });
+  }
+};
+
+// B or C as the recurrence reads it: S values of a step for this lane.
+template <class T, class Shape, bool kConstant> struct Coefficients {
+  const float* tile;
+  bool varying;
+  float fixed[kConstant ? Shape::R : 1][Shape::S];
+
+  __device__ __forceinline__ Coefficients(const Matrix& m, const float* tile) : tile(tile) {
+    varying = !kConstant || m.varying;
+  }
+  __device__ __forceinline__ void choose(const Matrix& m, const Place<Shape>& place, int states) {
+    if constexpr (kConstant) {
+      if (varying) return;
+#pragma unroll
+      for (int r = 0; r < Shape::R; r++)
+#pragma unroll
+        for (int s = 0; s < Shape::S; s++) {
+          int c = place.channel(r), n = place.part * Shape::S + s;
+          bool exists = c < place.channels && n < states;
+          int64_t at = (place.first_channel + c) * m.channel + n * m.state;
+          fixed[r][s] = exists ? to_float(static_cast<const T*>(m.data)[at]) : 0.f;
+        }
+    }
+  }
+  __device__ __forceinline__ void at(int t, int r, int part, float (&values)[Shape::S]) const {
+    if (!kConstant || varying) {
+#pragma unroll
+      for (int s = 0; s < Shape::S; s += 4) {
+        float4 v = *reinterpret_cast<const float4*>(tile + t * Shape::kPitch + part * Shape::S + s);
+        values[s] = v.x, values[s + 1] = v.y, values[s + 2] = v.z, values[s + 3] = v.w;
+      }
+    } else {
+#pragma unroll
+      for (int s = 0; s < Shape::S; s++) values[s] = fixed[kConstant ? r : 0][s];
+    }
+  }
+};
+
+// f(r, s, channel, state) for the pairs of this lane that exist.
+template <class Shape, class F>
+__device__ __forceinline__ void each_state(const Place<Shape>& place, int states, F f) {
+#pragma unroll
+  for (int r = 0; r < Shape::R; r++)
+#pragma unroll
+    for (int s = 0; s < Shape::S; s++) {
+      int c = place.channel(r), n = place.part * Shape::S + s;
+      if (c < place.channels && n < states) f(r, s, place.first_channel + c, int64_t(n));
+    }
+}
+
+// A · log2 e, zero where there is no such channel or state.
+template <class Shape>
+__device__ __forceinline__ void load_A(const Scan& scan, const Place<Shape>& place,
+                                       float (&A)[Shape::R][Shape::S]) {
+  const float* from = scan.direction[place.direction].A;
+#pragma unroll
+  for (int r = 0; r < Shape::R; r++)
+#pragma unroll
+    for (int s = 0; s < Shape::S; s++) A[r][s] = 0;
+  each_state(place, int(scan.states), [&](int r, int s, int64_t c, int64_t n) {
+    A[r][s] = from[c * scan.states + n] * kLog2e;
+  });
+}
+
+// Into and out of (lines, states, channels).
+template <class Shape>
+__device__ __forceinline__ void load_states(const Scan& scan, const Place<Shape>& place,
+                                            const float* from, int64_t line,
+                                            float (&h)[Shape::R][Shape::S]) {
+#pragma unroll
+  for (int r = 0; r < Shape::R; r++)
+#pragma unroll
+    for (int s = 0; s < Shape::S; s++) h[r][s] = 0;
+  if (from == nullptr) return;
+  each_state(place, int(scan.states), [&](int r, int s, int64_t c, int64_t n) {
+    h[r][s] = from[(line * scan.states + n) * scan.channels + c];
+  });
+}
+template <class Shape>
+__device__ __forceinline__ void store_states(const Scan& scan, const Place<Shape>& place,
+                                             float* to, int64_t line,
+                                             const float (&h)[Shape::R][Shape::S]) {
+  each_state(place, int(scan.states), [&](int r, int s, int64_t c, int64_t n) {
+    to[(line * scan.states + n) * scan.channels + c] = h[r][s];
+  });
+}
+
+// Where the chunks of this direction begin, or null for zero.
+template <class Shape>
+__device__ __forceinline__ float* ends_of(const Scan& scan, const Place<Shape>& place) {
+  if (scan.chunks == 1) return nullptr;
+  return scan.ends
+      + place.direction * scan.batch * scan.chunks * scan.states * scan.channels;
+}
+
+// Sum over the P lanes of a channel of the values of four steps; returns that of step part % 4.
+template <class Shape>
+__device__ __forceinline__ float sum_parts(const float (&x)[kStride], int part) {
+  static_assert(kStride == 4 && Shape::P >= 4, "");
+  bool second = part & 2, odd = part & 1;
+  float a = second ? x[2] : x[0], b = second ? x[3] : x[1];
+  a += shuffle_xor(second ? x[0] : x[2], 2);
+  b += shuffle_xor(second ? x[1] : x[3], 2);
+  float sum = odd ? b : a;
+  sum += shuffle_xor(odd ? a : b, 1);
+#pragma unroll
+  for (int mask = 4; mask < Shape::P; mask *= 2) sum += shuffle_xor(sum, mask);
+  return sum;
+}
+
+// Which of two directions comes to an element of the tile-th tile first? The one that comes second
+// finds the other's part of the sum and finishes.
+enum class Visit { kFirst, kSecond, kTogether };
+
+// `tile` is counted in the order of the pass, `mirrored` the position from the scan's other end.
+__device__ __forceinline__ Visit visit(int tile, int other_tile) {
+  return other_tile == tile ? Visit::kTogether
+      : other_tile > tile ? Visit::kFirst : Visit::kSecond;
+}
+
+// Shared memory in floats.
+template <class Shape> struct Layout {
+  int sequence, matrix;   // floats of one tile
+  __host__ __device__ Layout(int64_t warps)
+      : sequence(kSteps * (int(warps) * Shape::kChannels + 1)), matrix(kSteps * Shape::kPitch) {}
+};
+
+}  // namespace mmvim
