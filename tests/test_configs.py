@@ -9,7 +9,11 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-READY = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
+# Those of mmpretrain, *_in1k.py, are tested in tests/cls.
+READY = sorted(
+    p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts and not p.match('*_in1k.py')
+)
+SEGMENTATION = [path for path in READY if 'rcnn' not in path.stem]
 
 
 def load(name: str) -> Config:
@@ -63,8 +67,19 @@ def test_deit_differs_from_vim_in_the_backbone_only(name):
         assert vim[key] == deit[key]
 
 
+def test_every_direction_has_a_segmenter_that_differs_in_nothing_else():
+    name = 'vim/vim-tiny{}_segmenter_8xb2-160k_ade20k-512x512.py'
+    default = load(name.format(''))
+    head = default.model.decode_head
+    assert (head.type, head.num_layers) == ('SegmenterMaskTransformerHead', 2)
+    for direction in ('none', 'sequence', 'block', 'ssm'):
+        cfg = load(name.format(f'-{direction}'))
+        assert cfg.model.backbone.pop('directions') == direction
+        assert cfg.pretty_text == default.pretty_text
+
+
 def test_batch_norm_is_plain_until_training_is_distributed():
-    for path in READY:
+    for path in SEGMENTATION:
         cfg = Config.fromfile(path)
         assert 'SyncBN' not in cfg.pretty_text
         assert cfg.sync_bn == 'torch'
@@ -84,7 +99,7 @@ def test_the_example_of_the_readme_works(tmp_path):
     assert logits.shape == (1, 19, 24, 40)  # stride 4
 
 
-@pytest.mark.parametrize('path', READY, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', SEGMENTATION, ids=lambda p: p.stem)
 def test_a_training_step_reaches_every_parameter(path):
     """Distributed training waits for a gradient of every parameter that asks for one."""
     from mmengine.structures import PixelData

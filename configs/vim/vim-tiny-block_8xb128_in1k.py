@@ -1,0 +1,3 @@
+# The paper's ablation of the directions: every second block backward.
+_base_ = './vim-tiny-mean-pool_8xb128_in1k.py'
+model = dict(backbone=dict(directions='block'))

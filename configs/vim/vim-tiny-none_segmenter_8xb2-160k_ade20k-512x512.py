@@ -1,0 +1,3 @@
+# The paper's ablation of the directions: `none`.
+_base_ = './vim-tiny_segmenter_8xb2-160k_ade20k-512x512.py'
+model = dict(backbone=dict(directions='none'))
