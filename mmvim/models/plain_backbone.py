@@ -177,4 +177,5 @@ class PlainBackbone(BaseModule):
             return cls_tokens.mean(dim=1)  # (B, C)
         if self.out_type == 'avg_featmap':
             return patches.mean(dim=1)  # (B, C)
-        return patches.transpose(1, 2).unflatten(2, grid)  # (B, C, Hp, Wp)
+        # mmcv's RoIAlign reads memory as if it were contiguous, whatever the strides say.
+        return patches.transpose(1, 2).contiguous().unflatten(2, grid)  # (B, C, Hp, Wp)

@@ -21,7 +21,8 @@ class LayerNorm2d(nn.LayerNorm):
         x = F.layer_norm(
             x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
         )  # (B, H, W, C)
-        return x.permute(0, 3, 1, 2)  # (B, C, H, W)
+        # mmcv's RoIAlign reads memory as if it were contiguous, whatever the strides say.
+        return x.permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
 
 
 @MODELS.register_module()

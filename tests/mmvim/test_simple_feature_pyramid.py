@@ -1,8 +1,9 @@
 import pytest
 import torch
+from mmcv.ops import RoIAlign
 from torch import nn
 
-from mmvim import SimpleFeaturePyramid
+from mmvim import DeiT, SimpleFeaturePyramid
 from mmvim.models.simple_feature_pyramid import LayerNorm2d
 
 UPERNET = dict(in_channels=8, norm_cfg=dict(type='BN'))
@@ -52,6 +53,16 @@ def test_channel_norm_normalises_each_position_by_itself():
     y = LayerNorm2d(64)(x)
     assert y.shape == x.shape
     assert y.mean(1).abs().max() < 1e-5 and (y.std(1, correction=0) - 1).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('style', [UPERNET, VITDET])
+def test_regions_can_be_read_from_every_level(style):
+    """RoIAlign is silently wrong about maps that are not contiguous."""
+    roi_align, region = RoIAlign(2, sampling_ratio=2), torch.tensor([[0.0, 0, 0, 3, 3]])
+    backbone = DeiT(dict(embed_dims=8, depth=1, num_heads=1), img_size=64, cls_token=None)
+    for level in SimpleFeaturePyramid(**style).eval()(backbone(torch.rand(1, 3, 64, 96))):
+        copy = torch.empty_like(level, memory_format=torch.contiguous_format).copy_(level)
+        assert torch.equal(roi_align(level, region), roi_align(copy, region))
 
 
 @pytest.mark.parametrize(
