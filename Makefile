@@ -6,7 +6,7 @@ PY = $(VENV)/bin/python
 # Threads wait for each other asleep, not spinning: much faster where the cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test lint clean-env
+.PHONY: help install demo demo-det test lint clean-env
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3] [VENV=.venv] [MMVIM_TORCH=auto|cpu|cuda]'
@@ -15,8 +15,11 @@ help: ## this list
 install: ## build the environment in .venv; does nothing when it is complete
 	@tools/install.sh
 
-demo: install ## train, test and draw on a small built-in data set [DEMO_ARGS=...]
+demo: install ## segmentation: train, test and draw on generated images [DEMO_ARGS=...]
 	$(PY) tools/demo.py $(DEMO_ARGS)
+
+demo-det: install ## the same for detection
+	$(PY) tools/demo.py --task detection $(DEMO_ARGS)
 
 test: install ## the test suite [PYTEST_ARGS=...]
 	$(PY) -m pytest $(PYTEST_ARGS)

@@ -1,7 +1,7 @@
 """The main job on generated data: make the data, train a small model, test it, save pictures.
 
-``make demo`` runs this. Every step is a command line of this project, printed before it runs, and
-works the same on real data with another config.
+``make demo`` runs this for segmentation, ``make demo-det`` for detection. Every step is a command
+line of this project, printed before it runs, and works the same on real data with another config.
 """
 
 import argparse
@@ -11,17 +11,53 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-CONFIG = 'configs/vim/vim-demo_upernet_shapes-128x128.py'
+
+class Task(NamedTuple):
+    """A demo: its config, where its data goes and in which format, and what sums its test up."""
+
+    config: str
+    data: Path
+    data_format: str
+    annotations: str | None  # the file of the val split that the evaluator reads itself
+    work_dir: Path
+    metrics: dict[str, tuple[str, float]]  # key in the log: name, and factor to percent
+
+
+TASKS = {
+    'segmentation': Task(
+        config='configs/vim/vim-demo_upernet_shapes-128x128.py',
+        data=Path('data/shapes'),
+        data_format='ade20k',
+        annotations=None,
+        work_dir=Path('work_dirs/demo'),
+        metrics={'mIoU': ('mIoU', 1)},
+    ),
+    'detection': Task(
+        config='configs/vim/vim-demo_cascade-mask-rcnn_shapes-128x128.py',
+        data=Path('data/shapes-coco'),
+        data_format='coco',
+        annotations='annotations/instances_val.json',
+        work_dir=Path('work_dirs/demo-det'),
+        metrics={'coco/bbox_mAP': ('box AP', 100), 'coco/segm_mAP': ('mask AP', 100)},
+    ),
+}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/demo'), help='default: %(default)s'
+        '--task', choices=TASKS, default='segmentation', help='default: %(default)s'
     )
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo or demo-det')
+    parser.add_argument('--data', type=Path, help='default: data/shapes or data/shapes-coco')
     parser.add_argument(
-        '--data', type=Path, default=Path('data/shapes'), help='default: %(default)s'
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='settings of the config to change for training and testing',
     )
     return parser.parse_args()
 
@@ -37,23 +73,29 @@ def step(number: int, title: str, *command: str) -> None:
 def main() -> None:
     args = parse_args()
     start = time.monotonic()
+    task = TASKS[args.task]
     # The tools run from the root of the repository, the user's paths count from here.
-    work_dir, data = args.work_dir.absolute(), args.data.absolute()
-    loaders = ('train', 'val', 'test')
-    options = [
-        '--cfg-options',
-        *(f'{name}_dataloader.dataset.data_root={data}' for name in loaders),
-    ]
-    step(1, 'generate the data', 'tools/dataset_tools/make_shapes.py', str(data))
-    step(2, 'train', 'tools/train.py', CONFIG, '--work-dir', str(work_dir), *options)
+    work_dir = (args.work_dir or task.work_dir).absolute()
+    data = (args.data or task.data).absolute()
+    settings = [f'{name}_dataloader.dataset.data_root={data}' for name in ('train', 'val', 'test')]
+    if task.annotations is not None:
+        path = data / task.annotations
+        settings += [f'{name}_evaluator.ann_file={path}' for name in ('val', 'test')]
+    options = ['--cfg-options', *settings, *args.cfg_options]
+    make = ['tools/dataset_tools/make_shapes.py', '--format', task.data_format, str(data)]
+    step(1, 'generate the data', *make)
+    step(2, 'train', 'tools/train.py', task.config, '--work-dir', str(work_dir), *options)
 
     checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
     test_dir, pictures = work_dir / 'test', work_dir / 'pictures'
-    test = ['tools/test.py', CONFIG, str(checkpoint), '--work-dir', str(test_dir)]
+    test = ['tools/test.py', task.config, str(checkpoint), '--work-dir', str(test_dir)]
     step(3, 'test on images not seen in training', *test, '--show-dir', str(pictures), *options)
 
     metrics = json.loads(max(test_dir.glob('*/*.json')).read_text().splitlines()[-1])
-    print(f'\nmIoU {metrics["mIoU"]:.1f} on the held-out images (table above)')
+    summary = ', '.join(
+        f'{name} {factor * metrics[key]:.1f}' for key, (name, factor) in task.metrics.items()
+    )
+    print(f'\n{summary} on the held-out images (table above)')
     print(f'pictures    {pictures}  (left: ground truth, right: prediction)')
     print(f'checkpoint  {checkpoint}')
     print(f'took        {time.monotonic() - start:.0f} s')

@@ -1,5 +1,6 @@
 """COCO's instances, with the annotation file checked against the images."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from mmvim.utils.launch import UserError
 class CheckedCocoDataset(CocoDataset):
     """mmdet's :class:`CocoDataset` that finds out before training what would end it later.
 
-    An annotation file that names images which are not there is refused. An instance without a
-    mask, or with no polygon of three corners, is counted in the log and ignored in training: it is
-    neither an object to find nor background. Boxes without area are left out, as mmdet does.
+    An annotation file that names images which are not there is refused. Instances without a mask,
+    or with no polygon of three corners, are counted in a warning and not trained on, which is what
+    mmdet does with crowds. Boxes without area are left out, as mmdet does.
 
     Arguments are those of :class:`mmdet.datasets.CocoDataset`.
 
@@ -35,9 +36,13 @@ class CheckedCocoDataset(CocoDataset):
             if isinstance(instance['mask'], list):
                 without_mask += all(len(polygon) < 6 for polygon in instance['mask'])
         if without_mask:
+            consequence = 'are not trained on'
+            if self.test_mode:
+                consequence = "cannot be evaluated: remove them or set metric='bbox'"
             print_log(
-                f'{self.ann_file}: {without_mask} instances without a mask are ignored in training',
+                f'{self.ann_file}: {without_mask} instances have no mask and {consequence}',
                 logger='current',
+                level=logging.WARNING,
             )
         return data_list
 
