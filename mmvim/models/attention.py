@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
+
 __all__ = ['Attention', 'explicit_attention', 'join_windows', 'split_windows']
 
 
@@ -53,8 +55,8 @@ class Attention(nn.Module):
         self.attend = explicit_attention
         if attention == 'fused':
             self.attend = F.scaled_dot_product_attention
-        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.qkv = Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.proj = Linear(embed_dims, embed_dims)
         self.rel_pos_h = self.rel_pos_w = None
         if rel_pos_size is not None:
             head_dims = embed_dims // num_heads

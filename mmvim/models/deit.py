@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, join_windows, split_windows
+from .linear import Linear
 from .patch_embed import PatchEmbed
 from .plain_backbone import PlainBackbone, one_of
 
@@ -26,9 +27,9 @@ class Mlp(nn.Module):
 
     def __init__(self, embed_dims: int, hidden_dims: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.fc1 = Linear(embed_dims, hidden_dims)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.fc2 = Linear(hidden_dims, embed_dims)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(tokens)))

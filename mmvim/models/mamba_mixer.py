@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvim_ops import (
@@ -14,6 +13,8 @@ from mmvim_ops import (
     causal_conv1d,
     selective_scan,
 )
+
+from .linear import Linear, linear
 
 __all__ = ['MambaMixer']
 
@@ -69,10 +70,10 @@ class MambaMixer(nn.Module):
         self.reduction = reduction
         self.d_state = d_state
         self.dt_rank = math.ceil(embed_dims / 16)
-        inner_dims = expand * embed_dims  # E
+        self.inner_dims = inner_dims = expand * embed_dims  # E
 
-        self.in_proj = nn.Linear(embed_dims, 2 * inner_dims, bias=False)
-        self.out_proj = nn.Linear(inner_dims, embed_dims, bias=False)
+        self.in_proj = Linear(embed_dims, 2 * inner_dims, bias=False)
+        self.out_proj = Linear(inner_dims, embed_dims, bias=False)
         with torch.no_grad():
             self.out_proj.weight /= math.sqrt(depth)  # nn.Linear starts kaiming-uniform, a = √5
         self.gamma = None
@@ -90,7 +91,7 @@ class MambaMixer(nn.Module):
     def _projections(self, inner_dims: int, d_conv: int) -> tuple[nn.Module, ...]:
         """The layers that turn x into u, delta, B and C of one direction."""
         conv1d = nn.Conv1d(inner_dims, inner_dims, d_conv, groups=inner_dims)
-        x_proj = nn.Linear(inner_dims, self.dt_rank + 2 * self.d_state, bias=False)
+        x_proj = Linear(inner_dims, self.dt_rank + 2 * self.d_state, bias=False)
         dt_proj = nn.Linear(self.dt_rank, inner_dims)
         nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         # softplus(bias) is log-uniform in [1e-3, 1e-1]: time scales of 10 to 1000 tokens.
@@ -113,36 +114,46 @@ class MambaMixer(nn.Module):
 
     def _mix(self, x: Tensor, z: Tensor) -> Tensor:
         """Scan (B, E, L) inputs gated by z in all directions; returns the same shape."""
-        forward = self._direction(x, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+        forward = self.scan_inputs(x)
         if self.directions == 'none':
             return selective_scan(*forward[:6], z, forward.delta_bias, delta_softplus=True)
-        if self.directions == 'ssm':
-            backward = forward._replace(A=state_matrix(self.A_b_log))
-            return bidirectional_selective_scan(forward, backward, z, delta_softplus=True)
-        backward = self._direction(
-            x, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b, reverse=True
+        backward = self.scan_inputs(x, backward=True, shared=forward)
+        return bidirectional_selective_scan(
+            forward, backward, z, delta_softplus=True, scale=self.scale
         )
-        scale = 0.5 if self.reduction == 'mean' else 1.0
-        return bidirectional_selective_scan(forward, backward, z, delta_softplus=True, scale=scale)
 
-    def _direction(
-        self,
-        x: Tensor,
-        conv1d: nn.Conv1d,
-        x_proj: nn.Linear,
-        dt_proj: nn.Linear,
-        A_log: Tensor,
-        D: Tensor,
-        reverse: bool = False,
+    @property
+    def scale(self) -> float:
+        """Factor of the two directions' sum."""
+        return 0.5 if self.directions == 'ssm_conv' and self.reduction == 'mean' else 1.0
+
+    def scan_inputs(
+        self, x: Tensor, backward: bool = False, margin: int = 0, shared: Direction | None = None
     ) -> Direction:
-        """What the scan of one direction reads, selected by the (B, E, L) input."""
-        u = causal_conv1d(x, conv1d.weight, conv1d.bias, reverse=reverse)  # (B, E, L)
+        """What the scan of one direction reads, selected by the (B, E, L) input.
+
+        Args:
+            x (Tensor): (B, E, margin + L); for ``'ssm_conv'`` backward (B, E, L + margin).
+            backward (bool): The direction.
+            margin (int): Steps of x that only the convolution sees: those it needs from outside.
+            shared (Direction, optional): The forward direction for the same x, where it is known;
+                ``'ssm'`` takes all but A from it.
+        """
+        conv1d, x_proj, dt_proj, D = self.conv1d, self.x_proj, self.dt_proj, self.D
+        A = state_matrix(self.A_b_log if backward else self.A_log)
+        own = backward and self.directions == 'ssm_conv'
+        if own:
+            conv1d, x_proj, dt_proj, D = self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.D_b
+        elif shared is not None:
+            return shared._replace(A=A)
+        u = causal_conv1d(x, conv1d.weight, conv1d.bias, reverse=own)
+        u = u[..., : u.shape[-1] - margin] if own else u[..., margin:]  # (B, E, L)
         sizes = (self.dt_rank, self.d_state, self.d_state)
         dt, B, C = x_proj(u.transpose(1, 2)).split(sizes, dim=-1)  # (B, L, dt_rank | N | N)
         # The bias goes to the scan, which adds it in float32 whatever the autocast type is.
-        delta = F.linear(dt, dt_proj.weight).transpose(1, 2)  # (B, E, L)
+        delta = linear(dt, dt_proj.weight).transpose(1, 2)  # (B, E, L)
         B, C = B.transpose(1, 2), C.transpose(1, 2)  # (B, N, L)
-        return Direction(u, delta, state_matrix(A_log), B, C, D.float(), dt_proj.bias.float())
+        return Direction(u, delta, A, B, C, D.float(), dt_proj.bias.float())
 
 
 def state_matrix(A_log: Tensor) -> Tensor:

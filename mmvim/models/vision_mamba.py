@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .blockwise import Workspace, run_blockwise
 from .mamba_mixer import MambaMixer
 from .patch_embed import PatchEmbed
 from .plain_backbone import PlainBackbone, one_of
@@ -45,8 +46,15 @@ class VimBlock(nn.Module):
         self.norm = norm
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Previous mixer output and residual stream, both (B, L, C), to those after this block."""
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, workspace: Workspace | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Previous mixer output and residual stream, both (B, L, C), to those after this block.
+
+        With a workspace both are changed in place, see :mod:`mmvim.models.blockwise`.
+        """
+        if workspace is not None:
+            return run_blockwise(self.mixer, self.norm, hidden, residual, workspace)
         if residual is None:
             residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         else:
@@ -219,6 +227,9 @@ class VisionMamba(PlainBackbone):
 
         features = []
         residual = None
+        workspace = self._workspace(hidden)
+        if workspace is not None:
+            hidden = hidden.contiguous()
         step = 2 if self.directions == 'block' else 1
         for index in range(step - 1, self.out_indices[-1] + 1, step):
             if rotation is not None:
@@ -227,6 +238,8 @@ class VisionMamba(PlainBackbone):
                     residual = self.rope.rotate(residual, *rotation)
             if self.directions == 'block':
                 hidden, residual = self._run_pair(index - 1, hidden, residual)
+            elif workspace is not None:
+                hidden, residual = self.layers[index](hidden, residual, workspace)
             else:
                 hidden, residual = self._run_block(index, hidden, residual)
             if index in self.out_indices:
@@ -246,6 +259,25 @@ class VisionMamba(PlainBackbone):
             insert_class_tokens(sin[None], sin.new_zeros(1, *still), place)[0],
         )
 
+    def _workspace(self, hidden: Tensor) -> Workspace | None:
+        """Memory for inference a stretch of tokens at a time; None where that is not done.
+
+        Only the CPU gains from it: fresh memory costs as much there as what is computed in it.
+        """
+        possible = (
+            hidden.device.type == 'cpu'
+            and hidden.dtype in (torch.float32, torch.float64)
+            and self.directions != 'block'
+            and not self.training
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled('cpu')
+            and not torch.compiler.is_compiling()
+            # Hooks on a mixer want it to be called.
+            and not any(block.mixer._forward_hooks for block in self.layers)
+            and not any(block.mixer._forward_pre_hooks for block in self.layers)
+        )
+        return Workspace(hidden, self.layers[0].mixer.inner_dims) if possible else None
+
     def _run_block(self, index: int, hidden: Tensor, residual: Tensor | None):
         block = self.layers[index]
         if self.with_cp and torch.is_grad_enabled():
@@ -262,7 +294,7 @@ class VisionMamba(PlainBackbone):
     def _feature(self, hidden: Tensor, residual: Tensor, index: int) -> Tensor:
         """What is returned of a block's output, (B, L, C)."""
         if self.feature_source == 'mixer':
-            feature = hidden
+            feature = hidden.clone()  # the next block may write there
         elif index == self.depth - 1:
             feature = residual + self.drop_path(hidden)
         else:

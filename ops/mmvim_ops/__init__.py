@@ -5,6 +5,7 @@
 """
 
 from .backends import available_backends
+from .blocks import scan_block_
 from .interface import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     'available_backends',
     'bidirectional_selective_scan',
     'causal_conv1d',
+    'scan_block_',
     'selective_scan',
 ]

@@ -24,6 +24,9 @@ class Backend:
             ``out``, where both directions are ``(u, delta, A, B, C, D, delta_bias)``. Where it is
             None or returns None: two scans.
         conv1d (Callable): ``(x, weight, bias, silu, reverse)`` to ``out``.
+        scan_block (Callable | None): ``(out, state, direction, z, delta_softplus, reverse,
+            accumulate, scale)``, in place; see :func:`mmvim_ops.scan_block_`. None: made of
+            ``scan``.
         only_by_name_on (tuple[str, ...]): Device types that it is never the default for, as it
             runs there for tests.
         dtypes (tuple[torch.dtype, ...]): What ``u`` may be.
@@ -35,6 +38,7 @@ class Backend:
     scan: Callable
     bidirectional_scan: Callable | None = None
     conv1d: Callable = torch_conv.conv1d
+    scan_block: Callable | None = None
     only_by_name_on: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = FLOATS
 
@@ -58,6 +62,7 @@ BACKENDS = {
             cpp_backend.scan,
             cpp_backend.bidirectional_scan,
             cpp_backend.conv1d,
+            cpp_backend.scan_block,
         ),
         Backend(
             'cuda',

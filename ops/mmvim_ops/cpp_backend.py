@@ -60,6 +60,17 @@ def bidirectional_scan(forward, backward, z, delta_softplus, scale):
     )[0]
 
 
+def scan_block(out, state, direction, z, delta_softplus, reverse, accumulate, scale):
+    u, delta, A, B, C, D, delta_bias = direction
+    wide = out.to(state.dtype)  # half precision is computed in float32
+    torch.ops.mmvim_ops.cpp_scan_block(
+        *(u, delta, A, B, C, D, z, delta_bias, state, wide),
+        *(delta_softplus, reverse, accumulate, scale),
+    )
+    if wide is not out:
+        out.copy_(wide)
+
+
 def conv1d(x, weight, bias, silu, reverse):
     if weight.shape[1] > MOST_TAPS:
         return torch_conv.conv1d(x, weight, bias, silu, reverse)
@@ -100,6 +111,10 @@ def _fake_bidirectional_scan_backward(grad_out, *arguments):
             like(delta_bias, u),
         ]
     return [*grads, like(arguments[14], arguments[0])]
+
+
+def _fake_scan_block(*arguments):
+    return None
 
 
 def _fake_conv1d(x, weight, bias, silu, reverse):
@@ -146,6 +161,7 @@ def _conv1d_backward(ctx, grad_out):
 
 
 if MISSING is None:
+    torch.library.register_fake('mmvim_ops::cpp_scan_block', _fake_scan_block)
     for name, fake, fake_backward, setup, backward in (
         ('cpp_scan', _fake_scan, fake_scan_backward, save_scan_arguments, _scan_backward),
         (

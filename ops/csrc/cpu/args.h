@@ -38,7 +38,8 @@ template <class T> struct ScanArgs {
   Finish finish;
 
   Sequence<T> out;           // forward only
-  T* last_state;             // (batch, channels, states) or null, forward only
+  const T* first_state;      // (batch, channels, states) or null for zeros, forward only
+  T* last_state;             // the same or null, forward only; may be first_state
   T* checkpoints;            // (batch, chunks - 1, states, channels): h after each chunk but the
                              // last; written by forward unless null, read by backward
 

@@ -162,6 +162,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_
           result(g.D, D, u), result(grad_z, z, u), result(g.delta_bias, delta_bias, u)};
 }
 
+// A block of a longer sequence: `state` is where it starts and then where it ends; `out` is written
+// or, with `accumulate`, added to before the gate.
+void scan_block(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+                const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
+                const OptionalTensor& delta_bias, Tensor state, Tensor out, bool delta_softplus,
+                bool reverse, bool accumulate, double scale) {
+  Direction d(u, delta, A, B, C, D, delta_bias, delta_softplus, reverse);
+  if (u.numel() == 0) return;
+  Tensor gate = as(z, d.u.scalar_type());
+  with_type(d.u.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    auto args = d.args<T>(gate, scale, accumulate ? Finish::kAddAndGate : Finish::kGate);
+    args.out = sequence<T>(out, reverse);
+    args.first_state = args.last_state = data<T>(state);
+    run(args, false);
+  });
+}
+
 // Two directions whose sum is gated: out = (y + y_b) silu(z) scale. The first leaves y in `out`,
 // the second adds its own and gates.
 std::tuple<Tensor, Tensor, Tensor> bidirectional_scan(
@@ -215,6 +233,9 @@ TORCH_LIBRARY_FRAGMENT(mmvim_ops, m) {
         "Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
         "Tensor checkpoints, bool delta_softplus, bool reverse) -> (Tensor, Tensor, Tensor, "
         "Tensor, Tensor, Tensor, Tensor, Tensor)", {at::Tag::pt2_compliant_tag});
+  m.def("cpp_scan_block(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+        "Tensor? delta_bias, Tensor(a!) state, Tensor(b!) out, bool delta_softplus, bool reverse, "
+        "bool accumulate, float scale) -> ()", {at::Tag::pt2_compliant_tag});
   const std::string directions = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
         "Tensor? delta_bias, Tensor u_b, Tensor delta_b, Tensor A_b, Tensor B_b, Tensor C_b, "
         "Tensor? D_b, Tensor? delta_bias_b, Tensor? z, ";
@@ -230,6 +251,7 @@ TORCH_LIBRARY_FRAGMENT(mmvim_ops, m) {
 TORCH_LIBRARY_IMPL(mmvim_ops, CPU, m) {
   m.impl("cpp_scan", scan);
   m.impl("cpp_scan_backward", scan_backward);
+  m.impl("cpp_scan_block", scan_block);
   m.impl("cpp_bidirectional_scan", bidirectional_scan);
   m.impl("cpp_bidirectional_scan_backward", bidirectional_scan_backward);
 }

@@ -50,6 +50,7 @@ template <class T> struct Forward {
       int lanes = task.lanes(k);
       load_states(A + i, args.A + c * N, N, 1, N, lanes);
       for (int64_t n = i; n < i + N; n++) A[n] *= kDecayScale<T>, h[n] = V{};
+      if (args.first_state) load_states(h + i, states_of(args.first_state, task, c), N, 1, N, lanes);
       load_constant(B_constant + i, args.B, c, N, lanes);
       load_constant(C_constant + i, args.C, c, N, lanes);
     }
@@ -62,9 +63,12 @@ template <class T> struct Forward {
              (k - task.first) * N);
     }
     for (int64_t k = task.first; args.last_state && k < task.last; k++)
-      store_states(h + (k - task.first) * N,
-                   args.last_state + (task.batch * args.channels + task.channel(k)) * N, N, 1, N,
-                   task.lanes(k));
+      store_states(h + (k - task.first) * N, states_of(args.last_state, task, task.channel(k)), N,
+                   1, N, task.lanes(k));
+  }
+
+  template <class X> X* states_of(X* all, const Task<T>& task, int64_t channel) const {
+    return all + (task.batch * args.channels + channel) * args.states;
   }
 
   // One tile of one block, whose per-state vectors start at i.

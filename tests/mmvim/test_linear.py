@@ -1,0 +1,45 @@
+"""The product by convolution is the linear layer, with its gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmvim.models import linear as module
+from mmvim.models.linear import Linear, linear
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize(
+    ('shape', 'out'), [((1, 300, 24), 40), ((3, 17, 12), 5), ((2, 1, 8), 8), ((1, 1, 1), 1)]
+)
+def test_equals_linear(shape, out, bias):
+    torch.manual_seed(0)
+    x = torch.randn(shape, requires_grad=True)
+    layer = Linear(shape[-1], out, bias=bias)
+    assert module._as_convolution(x, layer.weight)
+    given = (x, *layer.parameters())
+    ours, theirs = layer(x), F.linear(x, layer.weight, layer.bias)
+    assert ours.shape == theirs.shape
+    grad = torch.randn_like(theirs)
+    results = zip(
+        (ours, *torch.autograd.grad(ours, given, grad)),
+        (theirs, *torch.autograd.grad(theirs, given, grad)),
+        strict=True,
+    )
+    for ours, theirs in results:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'x',
+    [
+        torch.randn(5, 8),
+        torch.randn(2, 0, 8),
+        torch.randn(2, 8, 5).transpose(1, 2),
+        torch.randn(2, 5, 8, dtype=torch.float64),
+    ],
+)
+def test_everything_else_goes_the_usual_way(x):
+    weight = torch.randn(3, 8, dtype=x.dtype)
+    assert not module._as_convolution(x, weight)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
