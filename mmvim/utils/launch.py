@@ -102,7 +102,7 @@ def _not_installed(config: str, scope: str) -> UserError:
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Look for the data of the named dataloaders before anything is built.
+    """Look for the data of the named dataloaders and their evaluators before anything is built.
 
     Raises:
         UserError: A folder or file is missing; the message says which setting names it.
@@ -115,13 +115,23 @@ def check_data(cfg: Config, *loaders: str) -> None:
             parts = {'data_root': '', 'ann_file': dataset.get('ann_file')}
             parts |= {f'data_prefix.{key}'.rstrip('.'): part for key, part in prefix.items()}
             for key, part in parts.items():
-                path = Path(root, part or '')
-                if '://' not in str(root) and not path.exists():
-                    raise UserError(
-                        f'{loader}.dataset.{key}: {path} does not exist. '
-                        'See docs/data.md for how to prepare the data, or point to it with '
-                        f'--cfg-options {loader}.dataset.data_root=FOLDER'
-                    )
+                if '://' not in str(root):
+                    folder = f'{loader}.dataset.data_root=FOLDER'
+                    _check_path(Path(root, part or ''), f'{loader}.dataset.{key}', folder)
+        name = loader.replace('dataloader', 'evaluator')
+        evaluators = cfg.get(name) or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            path = evaluator.get('ann_file') or ''
+            if '://' not in path:
+                _check_path(Path(path), f'{name}.ann_file', f'{name}.ann_file=FILE')
+
+
+def _check_path(path: Path, setting: str, remedy: str) -> None:
+    if not path.exists():
+        raise UserError(
+            f'{setting}: {path} does not exist. See docs/data.md for how to prepare the data, '
+            f'or point to it with --cfg-options {remedy}'
+        )
 
 
 def _datasets(dataset: ConfigDict | list | None) -> Iterator[ConfigDict]:

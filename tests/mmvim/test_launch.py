@@ -41,6 +41,16 @@ def test_what_is_missing_is_named(root, dataset, setting):
         check_data(config(**dataset), 'train_dataloader')
 
 
+def test_the_annotations_of_an_evaluator_are_looked_for(root):
+    metric = dict(type='CocoMetric', ann_file=f'{root}/no.json')
+    for evaluator in (metric, [dict(type='Other'), metric]):
+        cfg = Config(dict(val_dataloader=None, val_evaluator=evaluator))
+        with pytest.raises(UserError, match=r'val_evaluator\.ann_file: .*no.json does not exist'):
+            check_data(cfg, 'train_dataloader', 'val_dataloader')
+    metric['ann_file'] = f'{root}/ann.json'
+    check_data(Config(dict(val_evaluator=metric)), 'val_dataloader')
+
+
 def test_data_sets_inside_of_wrappers_are_found(root):
     missing = dict(type='Any', data_root='nowhere')
     present = dict(type='Any', data_root=root)
