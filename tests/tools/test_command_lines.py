@@ -3,36 +3,16 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
+from command_line import ROOT, passed, refused, scalars, tool
 
 from mmvim.datasets.shapes import write_ade20k
 
-ROOT = Path(__file__).parents[2]
 DEMO = 'configs/vim/vim-demo_upernet_shapes-128x128.py'
-
-
-def tool(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-
-
-def passed(result: subprocess.CompletedProcess) -> str:
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-3000:]
-    return output
-
-
-def refused(result: subprocess.CompletedProcess) -> str:
-    """The message of a tool that ended on purpose: non-zero and without a traceback."""
-    assert result.returncode != 0
-    assert 'Traceback' not in result.stderr, result.stderr[-3000:]
-    return result.stderr.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope='module')
@@ -71,13 +51,6 @@ def trained(data, tmp_path_factory) -> Path:
     settings = options(data, train_cfg__max_iters=4, train_cfg__val_interval=4)
     passed(tool('train.py', DEMO, '--work-dir', work_dir, *settings))
     return work_dir
-
-
-def scalars(work_dir: Path, key: str) -> list[float]:
-    """The logged values of one quantity in the newest run of a work dir."""
-    log = max(work_dir.glob('*/vis_data/scalars.json'))
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return [line[key] for line in lines if key in line]
 
 
 def test_training_logs_validates_and_saves(trained):
