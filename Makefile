@@ -6,7 +6,7 @@ PY = $(VENV)/bin/python
 # Threads wait for each other asleep, not spinning: much faster where the cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo demo-det test lint clean-env
+.PHONY: help install demo demo-det test test-cls lint clean-env
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3] [VENV=.venv] [MMVIM_TORCH=auto|cpu|cuda]'
@@ -23,6 +23,13 @@ demo-det: install ## the same for detection
 
 test: install ## the test suite [PYTEST_ARGS=...]
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# mmpretrain needs torchvision, hence the CUDA build of torch: an environment of its own.
+test-cls: export MMVIM_TASKS = cls
+test-cls: export VENV := $(VENV)-cls
+test-cls: ## classification: the environment in .venv-cls and its tests [PYTEST_ARGS=...]
+	@tools/install.sh
+	$(PY) -m pytest tests/cls tests/mmvim/test_finite.py $(PYTEST_ARGS)
 
 lint: install ## ruff: rules and format
 	$(PY) -m ruff check .

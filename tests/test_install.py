@@ -189,6 +189,26 @@ def test_where_there_is_a_gpu_and_no_own_torch_pip_gets_the_cuda_build(checkout)
     assert 'was made for torch on cuda, not cpu' in done.stderr
 
 
+@pytest.mark.parametrize('own_torch', ['', '/opt/their/site-packages'])
+def test_classification_has_an_environment_of_its_own(checkout, own_torch):
+    done = checkout.make('test-cls', OWN_TORCH=own_torch)
+    assert done.returncode == 0, done.stderr
+    assert not checkout.env.exists()
+    assert (checkout.folder / '.venv-cls/.mmvim-installed').read_text().splitlines()[1] == 'cuda'
+    torch = checkout.asked('torch===')
+    assert len(torch) == (0 if own_torch else 1)
+    assert all('torchvision==' in line and 'pytorch.org' not in line for line in torch)
+    assert checkout.asked('mmpretrain') and checkout.asked('mmcv-lite')
+    assert not checkout.asked('mmcv==') + checkout.asked('mmdet')
+    assert checkout.called[-1].startswith('-m pytest tests/cls')
+
+    done = checkout.make('install', VENV='.venv-cls')
+    assert 'was made for MMVIM_TASKS=cls, not dense' in done.stderr
+    done = checkout.make('install', MMVIM_TASKS='cls', MMVIM_TORCH='cpu')
+    assert 'torchvision, which has no build for a CPU torch' in done.stderr
+    assert not checkout.env.exists()
+
+
 def test_help_is_the_default_and_names_the_targets(checkout):
     done = checkout.make('help')
     for target in ('install', 'demo', 'test', 'lint', 'clean-env'):

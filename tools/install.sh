@@ -4,6 +4,8 @@
 #   PYTHON=python3      the interpreter that the environment is made from
 #   VENV=.venv          where it goes
 #   MMVIM_TORCH=auto    cpu, cuda, or auto: cuda where nvidia-smi lists a GPU
+#   MMVIM_TASKS=dense   dense: mmsegmentation and mmdet; cls: mmpretrain, which needs torchvision,
+#                       hence the CUDA build of torch (it runs without a GPU, too)
 #
 # Every step looks at what is there, so a stopped install goes on where it stopped. Only the stamp
 # says that the environment is complete, and it is written last.
@@ -13,6 +15,7 @@ PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
 [[ $VENV = /* ]] || VENV=$PWD/$VENV
 MMVIM_TORCH=${MMVIM_TORCH:-auto}
+MMVIM_TASKS=${MMVIM_TASKS:-dense}
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 STAMP=$VENV/.mmvim-installed
 LOG=$VENV/install.log
@@ -74,7 +77,8 @@ state_key() {
 # First line of the stamp: the key. Second: the torch that it was made for.
 is_complete() {
   [[ -f $STAMP && $(sed -n 1p "$STAMP") = "$(state_key 2>/dev/null)" ]] &&
-    [[ $MMVIM_TORCH = auto || $MMVIM_TORCH = "$(sed -n 2p "$STAMP")" ]]
+    [[ $MMVIM_TORCH = auto || $MMVIM_TORCH = "$(sed -n 2p "$STAMP")" ]] &&
+    [[ $MMVIM_TASKS = "$(cat "$VENV/.tasks" 2>/dev/null || echo dense)" ]]
 }
 
 # A pip that was killed can leave a package that looks installed. The mark says that this happened
@@ -93,14 +97,26 @@ choose_torch() {
   local kept found=cpu
   kept=$(cat "$VENV/.torch" 2>/dev/null) || true
   if nvidia-smi -L 2>/dev/null | grep -q GPU; then found=cuda; fi
+  if [[ $MMVIM_TASKS = cls ]]; then found=cuda; fi
   TORCH=${MMVIM_TORCH/auto/${kept:-$found}}
   [[ $TORCH =~ ^(cpu|cuda)$ ]] || fail "MMVIM_TORCH=$MMVIM_TORCH is unknown" 'use auto, cpu or cuda'
   [[ ${kept:-$TORCH} = "$TORCH" ]] ||
     fail "$VENV was made for torch on $kept, not $TORCH" 'make clean-env first, or name another VENV='
+  [[ $MMVIM_TASKS$TORCH != clscpu ]] ||
+    fail 'mmpretrain needs torchvision, which has no build for a CPU torch' 'MMVIM_TORCH=cuda: it runs on a CPU'
+}
+
+choose_tasks() {
+  local kept
+  kept=$(cat "$VENV/.tasks" 2>/dev/null) || true
+  [[ $MMVIM_TASKS =~ ^(dense|cls)$ ]] || fail "MMVIM_TASKS=$MMVIM_TASKS is unknown" 'use dense or cls'
+  [[ ${kept:-$MMVIM_TASKS} = "$MMVIM_TASKS" ]] ||
+    fail "$VENV was made for MMVIM_TASKS=$kept, not $MMVIM_TASKS" 'name another VENV='
 }
 
 check_machine() {
   step 'checking this machine'
+  choose_tasks
   choose_torch
   local base=$PYTHON version headers free need=5
   if py -c '' 2>/dev/null; then base=$VENV/bin/python; fi
@@ -114,7 +130,7 @@ check_machine() {
   command -v g++ >/dev/null || lacks "there is no g++, and mmcv's ops are compiled here"
   [[ ! -d $VENV || -f $VENV/pyvenv.cfg || -f $LOG || -z $(ls -A "$VENV") ]] ||
     fail "$VENV is there and is not a Python environment" 'name another folder: VENV='
-  if [[ $TORCH = cuda ]]; then need=15; fi
+  if [[ $MMVIM_TASKS = cls ]]; then need=9; elif [[ $TORCH = cuda ]]; then need=15; fi
   free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
   ((free >= need)) || say "warning: $free GB are free here; an environment takes up to $need GB"
   say "Python $version, $(nproc) cores, torch for $TORCH"
@@ -129,6 +145,7 @@ make_environment() {
     run py -m ensurepip
   fi
   echo "$TORCH" >"$VENV/.torch"
+  echo "$MMVIM_TASKS" >"$VENV/.tasks"
   export PATH="$VENV/bin:$PATH" PIP_USER=0 # PATH: torch's builder looks for ninja there
   pip_install tools setuptools wheel ninja
 }
@@ -136,6 +153,8 @@ make_environment() {
 torch_is_ready() {
   ! unfinished torch && py 2>/dev/null - <<PY
 import sys, torch
+if '$MMVIM_TASKS' == 'cls':
+    import torchvision
 own = not torch.__file__.startswith(sys.prefix)
 assert own or torch.__version__.split('+')[0] == '$(pin torch)'
 assert '$TORCH' == 'cpu' or torch.version.cuda
@@ -147,8 +166,10 @@ PY
 # environment holds itself goes first. Nothing after this asks pip for torch, so the pin is idle.
 use_own_cuda_torch() {
   local folder
-  folder=$("$PYTHON" 2>/dev/null - <<'PY'
+  folder=$("$PYTHON" 2>/dev/null - <<PY
 import pathlib, torch
+if '$MMVIM_TASKS' == 'cls':
+    import torchvision
 assert torch.version.cuda and tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 4)
 print(pathlib.Path(torch.__file__).parents[1])
 PY
@@ -161,15 +182,18 @@ install_torch() {
   step 'torch'
   if [[ $TORCH = cuda ]] && ! torch_is_ready; then use_own_cuda_torch; fi
   if ! torch_is_ready; then
-    local where=() ask="import urllib.request as u; u.urlopen('$CPU_INDEX/torch/', timeout=4)"
+    # === leaves out X+cpu, which pip prefers to X where it finds both.
+    local what=("torch==$(pin torch)") where=() ask="import urllib.request as u; u.urlopen('$CPU_INDEX/torch/', timeout=4)"
     if [[ $TORCH = cuda ]]; then
-      say 'the CUDA build: several GB'
+      say 'the CUDA build: a download of 2.8 GB'
+      what=("torch===$(pin torch)")
+      [[ $MMVIM_TASKS != cls ]] || what+=("torchvision==$(pin torchvision)")
     elif timeout 8 "$VENV/bin/python" -c "$ask" 2>/dev/null; then
       where=(--extra-index-url "$CPU_INDEX") # its X+cpu goes before PyPI's X, several GB with CUDA
     else
       say "no answer from $CPU_INDEX: taking the torch that pip finds elsewhere (PyPI's: several GB)"
     fi
-    pip_install torch "torch==$(pin torch)" ${where[@]+"${where[@]}"}
+    pip_install torch "${what[@]}" ${where[@]+"${where[@]}"}
   fi
   torch_is_ready || fail "the torch that pip found does not work for $TORCH (python -c 'import torch' in $VENV)" \
     'make clean-env, then PYTHON= with a torch that works, or MMVIM_TORCH=cpu or cuda'
@@ -209,6 +233,12 @@ plan_build() {
   ((CUDA_OPS)) || export CUDA_VISIBLE_DEVICES=
 }
 
+# For classification mmcv without its ops is enough, and nothing is to be compiled.
+install_mmcv_lite() {
+  step "mmcv-lite $(pin mmcv-lite)"
+  pip_install mmcv mmcv-lite
+}
+
 install_mmcv() {
   step "mmcv $(pin mmcv) with its compiled ops"
   plan_build
@@ -238,15 +268,23 @@ make_environment
 KEY=$(state_key) # before anything is read: an edit during the install is not covered by it
 install_torch
 install_mmengine
-install_mmcv
-step 'mmsegmentation, mmdet, pytest, ruff'
-pip_install tasks mmsegmentation mmdet ftfy regex pytest ruff
+if [[ $MMVIM_TASKS = cls ]]; then
+  install_mmcv_lite
+  step 'mmpretrain, pytest'
+  pip_install tasks mmpretrain pytest
+  CHECK='torchvision, mmpretrain.models'
+else
+  install_mmcv
+  step 'mmsegmentation, mmdet, pytest, ruff'
+  pip_install tasks mmsegmentation mmdet ftfy regex pytest ruff
+  CHECK='mmcv.ops, mmdet.models, mmseg.models'
+fi
 # A CUDA torch has the Triton that it was made with, hence no pin in constraints.txt. Beside a CPU
 # torch, Triton's interpreter serves the tests of the scan.
 [[ $TORCH = cuda ]] || pip_install triton triton==3.7.1
 step 'this project (editable), and a check of it all'
 pip_install project -v --no-build-isolation --no-deps -e .
-run py -c 'import mmcv.ops, mmdet.models, mmseg.models, mmvim'
+run py -c "import $CHECK, mmvim"
 printf '%s\n' "$KEY" "$TORCH" >"$STAMP"
 backends=$(py -c 'import mmvim_ops; print(*mmvim_ops.available_backends())')
 say "${VENV#"$PWD/"} is ready; backends of the selective scan: $backends"
