@@ -323,7 +323,7 @@ class Plan:
 
     def warps(self, backward: bool) -> int:
         """Of a block, per direction: many share what is read of B and C, few spread evenly."""
-        for warps in (2,) if backward else (4, 2):
+        for warps in (2,) if len(self.sides) == 2 else (4, 2):
             bytes_needed = self.library.mmvim_shared_bytes(
                 self.states, warps, len(self.sides), backward
             )

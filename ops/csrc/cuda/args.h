@@ -39,7 +39,7 @@ struct Scan {
   int64_t dtype, device, stream;
   int64_t batch, channels, length, states, groups, directions, softplus;
   int64_t chunks, chunk_length;      // the length is cut into chunks that run side by side
-  int64_t warps;                     // of a block, per direction
+  int64_t warps;                     // of a block, per direction; four of all at most
   int64_t splits;                    // backward: blocks that share the channels of a group
   double scale;
   Sequence z, out;

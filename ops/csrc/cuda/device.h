@@ -30,6 +30,17 @@ __device__ __forceinline__ float shuffle_xor(float x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
+// The same value, but one that the compiler does not know to be: what is computed from it is not
+// moved out of a loop, where it would hold a register for every element.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+__device__ __forceinline__ int64_t opaque(int64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
 // Start a kernel; returns what is wrong, null where nothing is.
 template <class... P, class... Q>
 const char* launch(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared_bytes,
@@ -72,6 +83,7 @@ inline const char* device_limits(int64_t device, int64_t* limits) {
 namespace mmvim {
 
 constexpr float kLog2e = 1.44269504088896341f;
+constexpr float kLargest = 3.4028234e38f;
 constexpr float kLn2 = 0.69314718055994531f;
 
 __device__ __forceinline__ float to_float(float x) { return x; }
@@ -97,9 +109,6 @@ __device__ __forceinline__ float softplus(float x) {
   p = fmaf(p, e, 1.f);
   return fmaf(e, p, fmaxf(x, 0.f));
 }
-
-struct Yes { static constexpr bool value = true; };
-struct No { static constexpr bool value = false; };
 
 // How a caller names the element type of sequences and matrices.
 enum Dtype : int64_t { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };

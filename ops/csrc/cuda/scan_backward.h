@@ -59,13 +59,13 @@ __device__ __forceinline__ int sum_rows(float (&x)[Shape::S], int lane) {
 }
 
 template <class T, class Shape, bool kConstant>
-__global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Scan scan) {
+__global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
   constexpr int R = Shape::R, S = Shape::S, kElements = Shape::kElements;
   Place<Shape> place(scan, scan.splits);
   const Direction& direction = scan.direction[place.direction];
   const bool gated = scan.z.data != nullptr, two = scan.directions == 2;
-  const int states = int(scan.states), pitch = place.width + 1, split = int(place.split);
+  const int states = int(scan.states), pitch = place.width + 1, split = place.split;
   const int tiles = (place.length + kSteps - 1) / kSteps;
   const float scale = float(scan.scale);
   BackwardMemory<Shape> tile(scan.warps, reinterpret_cast<float*>(memory), place.direction);
@@ -84,11 +84,15 @@ __global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Sca
     int steps = steps_of(i);
     matrix_B.fetch(direction.B, place, states, i * kSteps, steps);
     if (retreating) matrix_C.fetch(direction.C, place, states, i * kSteps, steps);
-    elements.each(steps, [&](int j, int t, int c) {
-      raw_u[j] = *pointer<const T>(direction.u, place, i * kSteps, t, c);
-      raw_delta[j] = *pointer<const T>(direction.delta, place, i * kSteps, t, c);
-      if (retreating) raw_g[j] = *pointer<const T>(scan.grad_out, place, i * kSteps, t, c);
-      if (retreating && gated) raw_z[j] = *pointer<const T>(scan.z, place, i * kSteps, t, c);
+    auto u_at = elements.template walk<const T>(direction.u, i);
+    auto delta_at = elements.template walk<const T>(direction.delta, i);
+    auto g_at = elements.template walk<const T>(scan.grad_out, i);
+    auto z_at = elements.template walk<const T>(scan.z, i);
+    elements.each(steps, [&](int j, int, int) {
+      raw_u[j] = u_at[j];
+      raw_delta[j] = delta_at[j];
+      if (retreating) raw_g[j] = g_at[j];
+      if (retreating && gated) raw_z[j] = z_at[j];
     });
   };
   auto store = [&](int i, bool retreating) {
@@ -114,7 +118,7 @@ __global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Sca
   };
 
   // Four steps from `from` on of the tile: there with the states, back with the adjoint.
-  auto retreat = [&](int stride, int from, int steps, auto whole) {
+  auto retreat = [&](int stride, int from) {
     float before[kStride][R][S], decay[kStride][R][S], sums[R][kStride];
 #pragma unroll
     for (int r = 0; r < R; r++)
@@ -133,7 +137,6 @@ __global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Sca
       float for_C[S] = {};
 #pragma unroll
       for (int r = 0; r < R; r++) sums[r][k] = 0;
-      if (!decltype(whole)::value && t >= steps) continue;
 #pragma unroll
       for (int r = 0; r < R; r++) {
         int at = t * pitch + place.channel(r);
@@ -174,7 +177,6 @@ __global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Sca
 #pragma unroll
       for (int r = 0; r < R; r++) by_scaled[r][k] = by_delta[r][k] = 0;
       float for_B[S] = {};
-      if (!decltype(whole)::value && t >= steps) continue;
 #pragma unroll
       for (int r = 0; r < R; r++) {
         int at = t * pitch + place.channel(r);
@@ -203,47 +205,49 @@ __global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Sca
   auto visit_of = [&](int i, int t) {
     return visit(tiles - 1 - i, tiles - 1 - (place.length - 1 - i * kSteps - t) / kSteps);
   };
-  auto write_grad_z = [&](int first, int t, int c, float y) {
-    float z = to_float(*pointer<const T>(scan.z, place, first, t, c)), s = sigmoid(z);
-    float g = to_float(*pointer<const T>(scan.grad_out, place, first, t, c)) * scale;
-    assign(*pointer<T>(scan.grad_z, place, first, t, c), y * g * s * fmaf(z, 1 - s, 1.f));
-  };
   // Gradients of the elements of a tile, once the sums over states are known.
   auto finish = [&](int i, int steps) {
-    const int first = i * kSteps;
-    elements.each(steps, [&](int, int t, int c) {
+    auto u_at = elements.template walk<const T>(direction.u, i);
+    auto delta_at = elements.template walk<const T>(direction.delta, i);
+    auto g_at = elements.template walk<const T>(scan.grad_out, i);
+    auto z_at = elements.template walk<const T>(scan.z, i);
+    auto grad_u_at = elements.template walk<T>(direction.grad_u, i);
+    auto grad_delta_at = elements.template walk<T>(direction.grad_delta, i);
+    auto grad_z_at = elements.template walk<T>(scan.grad_z, i);
+    auto partial_at = elements.template walk<float>(scan.partial, i);
+    auto write_grad_z = [&](int j, float y) {
+      float z = to_float(z_at[j]), s = sigmoid(z), g = to_float(g_at[j]) * scale;
+      assign(grad_z_at[j], y * g * s * fmaf(z, 1 - s, 1.f));
+    };
+    elements.each_in_turn(steps, [&](int j, int t, int c) {
       const int at = t * pitch + c;
-      float u = to_float(*pointer<const T>(direction.u, place, first, t, c));
-      float raw = to_float(*pointer<const T>(direction.delta, place, first, t, c)) + tile.bias[c];
-      float g = tile.g[at], by_scaled = tile.grad_scaled[at];
+      float u = to_float(u_at[j]), g = tile.g[at], by_scaled = tile.grad_scaled[at];
       float by_u = by_scaled * tile.delta[at];
       if (direction.D != nullptr) by_u = fmaf(tile.skip[c], g, by_u);
       float by_delta = fmaf(by_scaled, u, tile.grad_delta[at] * kLn2);
-      if (scan.softplus) by_delta *= sigmoid(raw);
-      assign(*pointer<T>(direction.grad_u, place, first, t, c), by_u);
-      assign(*pointer<T>(direction.grad_delta, place, first, t, c), by_delta);
+      if (scan.softplus) by_delta *= sigmoid(to_float(delta_at[j]) + tile.bias[c]);
+      assign(grad_u_at[j], by_u);
+      assign(grad_delta_at[j], by_delta);
       tile.grad_delta[at] = by_delta;
       tile.scaled[at] = g * u;
       if (!gated) return;
       Visit visit = two ? visit_of(i, t) : Visit::kSecond;
       if (visit == Visit::kFirst || (visit == Visit::kTogether && place.direction == 0))
-        *pointer<float>(scan.partial, place, first, t, c) = tile.y[at];
+        partial_at[j] = tile.y[at];
       else if (visit == Visit::kSecond)
-        write_grad_z(first, t, c, two ? tile.y[at] + *pointer<float>(scan.partial, place, first, t, c)
-                                      : tile.y[at]);
+        write_grad_z(j, two ? tile.y[at] + partial_at[j] : tile.y[at]);
     });
     __syncthreads();
     if (gated && two)
-      elements.each(steps, [&](int, int t, int c) {
+      elements.each_in_turn(steps, [&](int j, int t, int c) {
         if (visit_of(i, t) == Visit::kTogether && place.direction == 1)
-          write_grad_z(first, t, c, tile.y[t * pitch + c]
-                                    + *pointer<float>(scan.partial, place, first, t, c));
+          write_grad_z(j, tile.y[t * pitch + c] + partial_at[j]);
       });
   };
   // Sums over the channels of the block for B and C; the next block of channels adds to them.
   auto write_matrix = [&](const Matrix& m, float* to, int first, int steps, int which) {
     if (!m.varying) return;
-    to += ((place.batch * scan.groups + place.group) * scan.splits + split) * scan.length * states;
+    to += ((opaque(place.batch) * scan.groups + place.group) * scan.splits + split) * scan.length * states;
     for (int e = place.thread; e < steps * Shape::kStates; e += place.threads) {
       int t = e / Shape::kStates, n = e % Shape::kStates;
       if (n >= states) continue;
@@ -251,14 +255,15 @@ __global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Sca
       for (int w = 0; w < int(scan.warps); w++)
         sum += tile.sums[((w * kSteps + t) * 2 + which) * Shape::kStates + n];
       float* at = to + place.time(first + t) * states + n;
-      *at = place.member > int64_t(split) * place.width ? *at + sum : sum;
+      *at = place.member > split * place.width ? *at + sum : sum;
     }
   };
   auto write_states = [&](float* to, const float (&values)[R][S]) {
     store_states(scan, place, to, place.line, values);
   };
 
-  for (int64_t block = split; block < blocks_per_group(scan, place.width); block += scan.splits) {
+  const int blocks = int(blocks_per_group(scan, place.width));
+  for (int block = split; block < blocks; block += int(scan.splits)) {
     place.choose(scan, block);
     float sum_D = 0, sum_bias = 0;      // of channel `thread`
     load_A(scan, place, A);
@@ -294,6 +299,7 @@ __global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Sca
         __syncthreads();
         if (i + 1 < count) fetch(base + i + 1, false);
         else fetch(base + i, true);
+#pragma unroll 1
         for (int from = 0; from < kSteps; from += kStride) {
 #pragma unroll
           for (int r = 0; r < R; r++)
@@ -302,7 +308,6 @@ __global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Sca
 #pragma unroll
           for (int k = 0; k < kStride; k++) {
             int t = from + k;
-            if (t >= steps) break;
 #pragma unroll
             for (int r = 0; r < R; r++) {
               int at = t * pitch + place.channel(r);
@@ -318,14 +323,9 @@ __global__ void __launch_bounds__(256) scan_backward(const __grid_constant__ Sca
         __syncthreads();
         store(base + i, true);
         __syncthreads();
-        const int last = (steps - 1) / kStride * kStride;
-        if (steps == kSteps) {
-          for (int from = last; from >= 0; from -= kStride)
-            retreat((i * kSteps + from) / kStride, from, steps, Yes{});
-        } else {
-          for (int from = last; from >= 0; from -= kStride)
-            retreat((i * kSteps + from) / kStride, from, steps, No{});
-        }
+#pragma unroll 1
+        for (int from = (steps - 1) / kStride * kStride; from >= 0; from -= kStride)
+          retreat((i * kSteps + from) / kStride, from);
         // Not before, as registers are short; behind this comes enough to wait for it.
         if (i > 0) fetch(base + i - 1, true);
         else if (base > 0) fetch(base - kTiles, false);

@@ -34,12 +34,12 @@ __host__ __device__ inline int64_t blocks_per_group(const Scan& scan, int64_t wi
 template <class Shape> struct Place {
   int direction, thread, threads, warp, lane, part, row;   // thread: within the direction
   int width, shift;              // channels of the block: 1 << shift
-  int64_t batch, group, chunk, line;    // line: batch * chunks + chunk
-  int64_t member, split;         // block of channels in the group
-  int64_t first_channel;
+  int batch, group, chunk, line;    // line: batch * chunks + chunk; in the grid, so below 2^31
+  int split;
+  int member, first_channel;     // of the block, within its group and of all
   int channels;                  // that exist
   int64_t begin;                 // time of the first step of the scan
-  int64_t step;                  // +1 or -1
+  int step;                      // +1 or -1
   int length;                    // of the chunk
 
   __device__ Place(const Scan& scan, int64_t blocks) {
@@ -49,11 +49,11 @@ template <class Shape> struct Place {
     warp = thread / 32, lane = thread % 32, part = lane % Shape::P, row = lane / Shape::P;
     width = int(scan.warps) * Shape::kChannels;
     shift = 31 - __clz(width);
-    int64_t i = blockIdx.x;
-    split = i % blocks, i /= blocks;
-    group = i % scan.groups, i /= scan.groups;
-    chunk = i % scan.chunks, batch = i / scan.chunks;
-    line = batch * scan.chunks + chunk;
+    unsigned i = blockIdx.x;
+    split = int(i % unsigned(blocks)), i /= unsigned(blocks);
+    group = int(i % unsigned(scan.groups)), i /= unsigned(scan.groups);
+    chunk = int(i % unsigned(scan.chunks)), batch = int(i / unsigned(scan.chunks));
+    line = batch * int(scan.chunks) + chunk;
     int64_t from = chunk * scan.chunk_length;
     length = int(scan.length - from < scan.chunk_length ? scan.length - from : scan.chunk_length);
     bool reverse = scan.direction[direction].reverse;
@@ -62,11 +62,11 @@ template <class Shape> struct Place {
     choose(scan, split);
   }
 
-  __device__ void choose(const Scan& scan, int64_t block) {
-    int64_t per_group = scan.channels / scan.groups;
+  __device__ void choose(const Scan& scan, int block) {
+    int per_group = int(scan.channels / scan.groups);
     member = block * width;
     first_channel = group * per_group + member;
-    channels = int(per_group - member < width ? per_group - member : width);
+    channels = per_group - member < width ? per_group - member : width;
   }
 
   __device__ int channel(int r) const {
@@ -75,89 +75,121 @@ template <class Shape> struct Place {
   __device__ int64_t time(int step_of_chunk) const { return begin + step * step_of_chunk; }
 };
 
+// A thread's elements of one sequence in a tile: equally far apart.
+template <class T> struct Walk {
+  T* first;
+  int64_t stride;
+  __device__ __forceinline__ T& operator[](int i) const { return first[i * stride]; }
+};
+
 // The elements of a tile that a thread brings and takes: the same ones of every sequence.
 template <class Shape> struct Elements {
   const Place<Shape>& place;
-  bool channels_first;   // neighbouring threads have neighbouring channels
+  int time, channel;                 // of the first
+  int time_apart, channel_apart;     // of two; one of them is 0
 
+  // Neighbouring threads have what is next to each other in memory.
   __device__ Elements(const Place<Shape>& place, const Sequence& like) : place(place) {
-    int64_t time = like.time < 0 ? -like.time : like.time;
-    int64_t channel = like.channel < 0 ? -like.channel : like.channel;
-    channels_first = channel <= time;
+    int64_t along = like.time < 0 ? -like.time : like.time;
+    if ((like.channel < 0 ? -like.channel : like.channel) <= along) {
+      time = place.thread >> place.shift, channel = place.thread & (place.width - 1);
+      time_apart = 32 / Shape::kChannels, channel_apart = 0;
+    } else {
+      time = place.thread % kSteps, channel = place.thread / kSteps;
+      time_apart = 0, channel_apart = place.threads / kSteps;
+    }
   }
-  __device__ void at(int i, int& t, int& c) const {
-    int e = i * place.threads + place.thread;
-    if (channels_first) t = e >> place.shift, c = e & (place.width - 1);
-    else t = e % kSteps, c = e / kSteps;
+  template <class T>
+  __device__ __forceinline__ Walk<T> walk(const Sequence& x, int tile) const {
+    return {static_cast<T*>(x.data) + opaque(place.batch) * x.batch
+                + opaque(place.first_channel + channel) * x.channel
+                + opaque(place.time(tile * kSteps + time)) * x.time,
+            opaque(channel_apart) * x.channel + place.step * opaque(time_apart) * x.time};
   }
   // f(i, t, c) for those that exist; unrolled, so that i indexes registers.
   template <class F> __device__ __forceinline__ void each(int steps, F f) const {
+    int t = opaque(time), c = opaque(channel), dt = opaque(time_apart), dc = opaque(channel_apart);
 #pragma unroll
-    for (int i = 0; i < Shape::kElements; i++) {
-      int t, c;
-      at(i, t, c);
+    for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc) {
       if (t < steps && c < place.channels) f(i, t, c);
     }
   }
+  // The same, where i indexes memory only.
+  template <class F> __device__ __forceinline__ void each_in_turn(int steps, F f) const {
+    int t = time, c = channel;
+#pragma unroll 2
+    for (int i = 0; i < Shape::kElements; i++, t += time_apart, c += channel_apart)
+      if (t < steps && c < place.channels) f(i, t, c);
+  }
   // f(i, t, c, exists) for all in the tile.
   template <class F> __device__ __forceinline__ void every(int steps, F f) const {
+    int t = opaque(time), c = opaque(channel), dt = opaque(time_apart), dc = opaque(channel_apart);
 #pragma unroll
-    for (int i = 0; i < Shape::kElements; i++) {
-      int t, c;
-      at(i, t, c);
+    for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc) {
       if (t < kSteps && c < place.width) f(i, t, c, t < steps && c < place.channels);
     }
   }
 };
 
-template <class T, class Shape>
-__device__ __forceinline__ T* pointer(const Sequence& x, const Place<Shape>& place, int step,
-                                      int t, int c) {
-  return static_cast<T*>(x.data) + place.batch * x.batch + (place.first_channel + c) * x.channel
-      + place.time(step + t) * x.time;
-}
-
 // A tile of B or C on its way through registers into shared memory, (steps, states) as floats.
 template <class T, class Shape> struct MatrixLoader {
   T ahead[Shape::kAhead];
 
+  // f(i, t, n, offset) with the offset from the matrix' first element of this tile.
   template <class F>
   static __device__ __forceinline__ void each(const Matrix& m, const Place<Shape>& place, int first,
                                               int last, F f) {
     bool states_first = (m.state < 0 ? -m.state : m.state) <= (m.time < 0 ? -m.time : m.time);
+    if constexpr (Shape::kStates <= 32) {      // a thread's are equally far apart
+      int across = states_first ? Shape::kStates : kSteps;
+      int thread = opaque(place.thread);
+      int low = thread % across, high = thread / across, apart = place.threads / across;
+      int64_t along = place.step * m.time;
+      int64_t offset = states_first ? low * m.state + high * along : low * along + high * m.state;
+      int64_t stride = opaque(apart) * (states_first ? along : m.state);
 #pragma unroll
-    for (int i = first; i < last; i++) {
-      int e = i * place.threads + place.thread;
-      if (e >= kSteps * Shape::kStates) break;
-      int t = states_first ? e / Shape::kStates : e % kSteps;
-      int n = states_first ? e % Shape::kStates : e / kSteps;
-      f(i, t, n);
+      for (int i = first; i < last; i++) {
+        int other = high + i * apart;
+        if (i * place.threads >= kSteps * Shape::kStates) break;
+        f(i, states_first ? other : low, states_first ? low : other, offset + i * stride);
+      }
+    } else {
+#pragma unroll
+      for (int i = first; i < last; i++) {
+        int e = i * place.threads + place.thread;
+        if (e >= kSteps * Shape::kStates) break;
+        int t = states_first ? e / Shape::kStates : e % kSteps;
+        int n = states_first ? e % Shape::kStates : e / kSteps;
+        f(i, t, n, n * m.state + place.step * t * m.time);
+      }
     }
   }
-  static __device__ __forceinline__ const T* address(const Matrix& m, const Place<Shape>& place,
-                                                     int step, int t, int n) {
-    return static_cast<const T*>(m.data) + place.batch * m.batch + place.group * m.group
-        + n * m.state + place.time(step + t) * m.time;
+  static __device__ __forceinline__ const T* tile_of(const Matrix& m, const Place<Shape>& place,
+                                                     int step) {
+    return static_cast<const T*>(m.data) + opaque(place.batch) * m.batch
+        + opaque(place.group) * m.group + opaque(place.time(step)) * m.time;
   }
   __device__ __forceinline__ void fetch(const Matrix& m, const Place<Shape>& place, int states,
                                         int step, int steps) {
     if (!m.varying) return;
-    each(m, place, 0, Shape::kAhead, [&](int i, int t, int n) {
-      if (t < steps && n < states) ahead[i] = *address(m, place, step, t, n);
+    const T* from = tile_of(m, place, step);
+    each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t offset) {
+      if (t < steps && n < states) ahead[i] = from[offset];
     });
   }
   __device__ __forceinline__ void store(const Matrix& m, const Place<Shape>& place, int states,
                                         int step, int steps, float* tile) const {
     if (!m.varying) return;
-    each(m, place, 0, Shape::kAhead, [&](int i, int t, int n) {
+    each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t) {
       bool exists = t < steps && n < states;
       tile[t * Shape::kPitch + n] = exists ? to_float(ahead[i]) : 0.f;
     });
     constexpr int kAll = kSteps * Shape::kStates / 32;
+    const T* from = tile_of(m, place, step);
     for (int i = Shape::kAhead; i < kAll; i++)     // of many states: the rest, straight away
-      each(m, place, i, i + 1, [&](int, int t, int n) {
+      each(m, place, i, i + 1, [&](int, int t, int n, int64_t offset) {
         bool exists = t < steps && n < states;
-        tile[t * Shape::kPitch + n] = exists ? to_float(*address(m, place, step, t, n)) : 0.f;
+        tile[t * Shape::kPitch + n] = exists ? to_float(from[offset]) : 0.f;
       });
   }
 };
@@ -211,7 +243,13 @@ __device__ __forceinline__ void each_state(const Place<Shape>& place, int states
     }
 }
 
-// A · log2 e, zero where there is no such channel or state.
+// A · log2 e; finite, as a tile is filled up with steps of Δ = 0, which must not touch the states.
+__device__ __forceinline__ float scaled_A(float A) {
+  A *= kLog2e;
+  return A < -kLargest ? -kLargest : A > kLargest ? kLargest : A;
+}
+
+// The same of a lane's states, zero where there is no such channel or state.
 template <class Shape>
 __device__ __forceinline__ void load_A(const Scan& scan, const Place<Shape>& place,
                                        float (&A)[Shape::R][Shape::S]) {
@@ -221,7 +259,7 @@ __device__ __forceinline__ void load_A(const Scan& scan, const Place<Shape>& pla
 #pragma unroll
     for (int s = 0; s < Shape::S; s++) A[r][s] = 0;
   each_state(place, int(scan.states), [&](int r, int s, int64_t c, int64_t n) {
-    A[r][s] = from[c * scan.states + n] * kLog2e;
+    A[r][s] = scaled_A(from[c * scan.states + n]);
   });
 }
 

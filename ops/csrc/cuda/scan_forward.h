@@ -45,7 +45,7 @@ template <class Shape> struct EndsMemory {
 // end, takes g, the gradient of y, and C in place of Δ u and B, and ends with the gradient of what
 // the chunk begins with.
 template <class T, class Shape, bool kConstant, bool kAdjoint>
-__global__ void __launch_bounds__(256) chunk_ends(const __grid_constant__ Scan scan) {
+__global__ void __launch_bounds__(128) chunk_ends(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
   constexpr int R = Shape::R, S = Shape::S;
   Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
@@ -72,10 +72,13 @@ __global__ void __launch_bounds__(256) chunk_ends(const __grid_constant__ Scan s
   auto fetch = [&](int i) {
     int first = first_of(i), steps = steps_of(i);
     matrix.fetch(M, place, states, first, steps);
-    elements.each(steps, [&](int j, int t, int c) {
-      raw_x[j] = *pointer<const T>(x, place, first, t, c);
-      raw_delta[j] = *pointer<const T>(direction.delta, place, first, t, c);
-      if (gated) raw_z[j] = *pointer<const T>(scan.z, place, first, t, c);
+    auto x_at = elements.template walk<const T>(x, first / kSteps);
+    auto delta_at = elements.template walk<const T>(direction.delta, first / kSteps);
+    auto z_at = elements.template walk<const T>(scan.z, first / kSteps);
+    elements.each(steps, [&](int j, int, int) {
+      raw_x[j] = x_at[j];
+      raw_delta[j] = delta_at[j];
+      if (gated) raw_z[j] = z_at[j];
     });
   };
   fetch(0);
@@ -134,7 +137,7 @@ template <bool kAdjoint> __global__ void carry(const __grid_constant__ Scan scan
   int64_t c = i % scan.channels, n = i / scan.channels % scan.states;
   int64_t batch = i / size % scan.batch, which = i / size / scan.batch;
   const Direction& direction = scan.direction[which];
-  float A = direction.A[c * scan.states + n] * kLog2e, value = 0;
+  float A = scaled_A(direction.A[c * scan.states + n]), value = 0;
   if (kAdjoint && direction.grad_last_state != nullptr)
     value = direction.grad_last_state[(batch * scan.channels + c) * scan.states + n];
   bool backwards = bool(direction.reverse) != kAdjoint;
@@ -164,7 +167,8 @@ template <class Shape> struct ForwardMemory {
 };
 
 template <class T, class Shape, bool kConstant>
-__global__ void __launch_bounds__(256) scan_forward(const __grid_constant__ Scan scan) {
+__global__ void __launch_bounds__(128, Shape::P == 4 && !kConstant ? 3 : 1)
+scan_forward(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
   constexpr int R = Shape::R, S = Shape::S;
   Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
@@ -195,9 +199,11 @@ __global__ void __launch_bounds__(256) scan_forward(const __grid_constant__ Scan
     int steps = steps_of(i);
     matrix_B.fetch(direction.B, place, states, i * kSteps, steps);
     matrix_C.fetch(direction.C, place, states, i * kSteps, steps);
-    elements.each(steps, [&](int j, int t, int c) {
-      raw_u[j] = *pointer<const T>(direction.u, place, i * kSteps, t, c);
-      raw_delta[j] = *pointer<const T>(direction.delta, place, i * kSteps, t, c);
+    auto u_at = elements.template walk<const T>(direction.u, i);
+    auto delta_at = elements.template walk<const T>(direction.delta, i);
+    elements.each(steps, [&](int j, int, int) {
+      raw_u[j] = u_at[j];
+      raw_delta[j] = delta_at[j];
     });
   };
   // The other direction is at this element in its tile `theirs`, at the same time as its own i.
@@ -220,10 +226,12 @@ __global__ void __launch_bounds__(256) scan_forward(const __grid_constant__ Scan
     });
     __syncthreads();
     if (i + 1 < tiles) fetch(i + 1);
-    elements.each(steps, [&](int j, int t, int c) {
-      if (gated) raw_z[j] = *pointer<const T>(scan.z, place, first, t, c);
-      if (two && visit_of(i, t) == Visit::kSecond)
-        other[j] = *pointer<float>(scan.partial, place, first, t, c);
+    auto z_at = elements.template walk<const T>(scan.z, i);
+    auto partial_at = elements.template walk<float>(scan.partial, i);
+    auto out_at = elements.template walk<T>(scan.out, i);
+    elements.each(steps, [&](int j, int t, int) {
+      if (gated) raw_z[j] = z_at[j];
+      if (two && visit_of(i, t) == Visit::kSecond) other[j] = partial_at[j];
     });
     if (direction.checkpoints != nullptr && first % kSegment == 0) {
       int64_t segments = (scan.length + kSegment - 1) / kSegment;
@@ -231,14 +239,13 @@ __global__ void __launch_bounds__(256) scan_forward(const __grid_constant__ Scan
       store_states(scan, place, direction.checkpoints, place.batch * segments + segment, h);
     }
 
-    auto stride = [&](int from, auto whole) {
+    auto stride = [&](int from) {
       float sums[R][kStride];
 #pragma unroll
       for (int k = 0; k < kStride; k++) {
         int t = from + k;
 #pragma unroll
         for (int r = 0; r < R; r++) sums[r][k] = 0;
-        if (!decltype(whole)::value && t >= steps) continue;
 #pragma unroll
         for (int r = 0; r < R; r++) {
           int at = t * pitch + place.channel(r);
@@ -256,31 +263,27 @@ __global__ void __launch_bounds__(256) scan_forward(const __grid_constant__ Scan
         if (place.part < kStride) tile.y[(from + place.part) * pitch + place.channel(r)] += sum;
       }
     };
-    if (steps == kSteps) {
-#pragma unroll 2
-      for (int from = 0; from < kSteps; from += kStride) stride(from, Yes{});
-    } else {
-      for (int from = 0; from < steps; from += kStride) stride(from, No{});
-    }
+#pragma unroll 1
+    for (int from = 0; from < steps; from += kStride) stride(from);
     __syncthreads();
 
-    auto finish = [&](int j, int t, int c, float y) {
+    auto finish = [&](const auto& z, int j, float y) {
       y *= float(scan.scale);
-      if (gated) y *= to_float(raw_z[j]) * sigmoid(to_float(raw_z[j]));
-      assign(*pointer<T>(scan.out, place, first, t, c), y);
+      if (gated) y *= to_float(z[j]) * sigmoid(to_float(z[j]));
+      assign(out_at[j], y);
     };
     elements.each(steps, [&](int j, int t, int c) {
       float y = tile.y[t * pitch + c];
       Visit visit = two ? visit_of(i, t) : Visit::kSecond;
       if (visit == Visit::kFirst || (visit == Visit::kTogether && place.direction == 0))
-        *pointer<float>(scan.partial, place, first, t, c) = y;
-      else if (visit == Visit::kSecond) finish(j, t, c, two ? y + other[j] : y);
+        partial_at[j] = y;
+      else if (visit == Visit::kSecond) finish(raw_z, j, two ? y + other[j] : y);
     });
     if (two) {
       __syncthreads();
-      elements.each(steps, [&](int j, int t, int c) {
+      elements.each_in_turn(steps, [&](int j, int t, int c) {
         if (visit_of(i, t) == Visit::kTogether && place.direction == 1)
-          finish(j, t, c, tile.y[t * pitch + c] + *pointer<float>(scan.partial, place, first, t, c));
+          finish(z_at, j, tile.y[t * pitch + c] + partial_at[j]);
       });
     }
   }
