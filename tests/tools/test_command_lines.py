@@ -10,6 +10,7 @@ import pytest
 import torch
 from command_line import ROOT, passed, refused, scalars, tool
 
+from mmvim import VisionMamba
 from mmvim.datasets.shapes import write_ade20k
 
 DEMO = 'configs/vim/vim-demo_upernet_shapes-128x128.py'
@@ -141,6 +142,40 @@ def test_what_is_missing_is_named(data, tmp_path):
 
     (tmp_path / 'inherits.py').write_text("_base_ = 'mmpretrain::_base_/default_runtime.py'\n")
     assert 'mmpretrain, which is not' in refused(tool('train.py', tmp_path / 'inherits.py', *here))
+
+
+def test_official_weights_are_loaded_or_refused_with_the_reason(data, tmp_path):
+    weights = VisionMamba(dict(embed_dims=32, depth=4), img_size=224).state_dict()
+    small = {key: value for key, value in weights.items() if 'patch_embed' not in key}
+    small['patch_embed.proj.weight'] = torch.rand(32, 3, 8, 8)
+    small['patch_embed.proj.bias'] = torch.rand(32)
+    torch.save({'model': small}, tmp_path / 'official.pth')
+    torch.save({'model': weights}, tmp_path / 'patch16.pth')
+    arguments = [DEMO, '--work-dir', tmp_path, '--no-validate']
+
+    def start_from(name: str) -> list[str]:
+        settings = {'train_cfg.max_iters': 1, 'load_from': tmp_path / name}
+        return options(data, **settings)
+
+    output = passed(tool('train.py', *arguments, *start_from('official.pth')))
+    assert f'entries of {tmp_path / "official.pth"}; pos_embed 197 → 64 rows; ignored' in output
+    message = refused(tool('train.py', *arguments, *start_from('patch16.pth')))
+    assert 'of another shape: patch_embed.proj.weight (32, 3, 16, 16) for (32, 3, 8, 8)' in message
+    pretrained = {
+        'model.backbone.init_cfg.type': 'Pretrained',
+        'model.backbone.init_cfg.checkpoint': tmp_path / 'patch16.pth',
+    }
+    message = refused(tool('train.py', *arguments, *options(data, **pretrained)))
+    assert 'of another shape: patch_embed.proj.weight' in message
+
+
+def test_training_stops_when_its_numbers_are_no_numbers(data, tmp_path):
+    settings = options(data, train_cfg__max_iters=6, optim_wrapper__optimizer__lr=1e20)
+    message = refused(tool('train.py', DEMO, '--work-dir', tmp_path, '--no-validate', *settings))
+    assert 'training stopped at iteration' in message and 'is not finite (first of' in message
+    for path in tmp_path.glob('iter_*.pth'):
+        weights = torch.load(path, weights_only=True)['state_dict'].values()
+        assert all(weight.isfinite().all() for weight in weights)
 
 
 @pytest.mark.parametrize(('dtype', 'kind'), [((), 'bfloat16'), (('float16',), 'float16')])

@@ -1,21 +1,30 @@
 """The converter changes names and nothing else, and never leaves half a file or replaces one."""
 
+import contextlib
+import io
+import runpy
 import subprocess
-import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from command_line import ROOT
 
 from mmvim import VisionMamba
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / 'tools/model_converters/vim_to_mmvim.py'
+SCRIPT = str(ROOT / 'tools/model_converters/vim_to_mmvim.py')
 
 
 def convert(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    """The command line, without the seconds that a process of its own takes to import torch."""
+    stdout, stderr = io.StringIO(), ''
+    with mock.patch('sys.argv', [SCRIPT, *map(str, arguments)]), contextlib.redirect_stdout(stdout):
+        try:
+            runpy.run_path(SCRIPT, run_name='__main__')
+        except SystemExit as end:
+            stderr = str(end.code)
+    return subprocess.CompletedProcess(arguments, int(stderr != ''), stdout.getvalue(), stderr)
 
 
 @pytest.fixture(scope='module')
@@ -98,7 +107,7 @@ def test_what_cannot_be_converted_is_said(official, converted, tmp_path):
         (converted, [], 'it looks like one of this project: --reverse?'),
     ):
         result = convert(source, tmp_path / 'out.pth', *options)
-        assert result.returncode != 0 and 'Traceback' not in result.stderr, result.stderr
+        assert result.returncode != 0
         assert message in result.stderr
     result = convert(official, tmp_path / 'no_folder' / 'out.pth')
     assert 'no_folder: there is no such folder' in result.stderr
