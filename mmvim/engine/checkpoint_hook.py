@@ -63,15 +63,16 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, source: str) -> None:
     if backbone is None:
         return
     entries, prefix = weights_of(checkpoint), f'{name}.' if name else ''
-    others = {}
+    others, translated = {}, None
     if 'patch_embed.proj.weight' in entries:
         own, wanted = entries, model.state_dict()
         for part in ('weight', 'bias'):
             head, fc = entries.get(f'head.{part}'), wanted.get(f'head.fc.{part}')
             if head is not None and fc is not None and head.shape == fc.shape:
                 others[f'head.fc.{part}'] = own.pop(f'head.{part}')
+        translated = f'names translated to {prefix}*{" and head.fc.*" if others else ""}'
     else:
         own = {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
         others = {k: v for k, v in entries.items() if not k.startswith(prefix)}
-    fitted = fit_state_dict(backbone, own, source)
+    fitted = fit_state_dict(backbone, own, source, translated)
     checkpoint['state_dict'] = {**{prefix + k: v for k, v in fitted.items()}, **others}

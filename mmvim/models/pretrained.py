@@ -69,8 +69,16 @@ def weights_of(content: dict) -> dict[str, Tensor]:
     return {key.removeprefix('module.'): value for key, value in content.items()}
 
 
-def fit_state_dict(model, entries: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+def fit_state_dict(
+    model, entries: dict[str, Tensor], source: str, translated: str | None = None
+) -> dict[str, Tensor]:
     """Entries under the backbone's own names, made to fit it; one line of the log says how.
+
+    Args:
+        model (PlainBackbone): What they are for; nothing is loaded into it here.
+        entries (dict[str, Tensor]): What the file holds; left as it is.
+        source (str): Name of the file, for messages.
+        translated (str, optional): What was done to the names, for the log.
 
     Raises:
         mmvim.utils.CheckpointError: The entries are of another model, or some are missing, left
@@ -79,7 +87,7 @@ def fit_state_dict(model, entries: dict[str, Tensor], source: str) -> dict[str, 
     """
     _check_arch(model, entries, source)
     fitted = dict(entries)
-    done = _adapt(model, fitted)
+    done = [translated, *_adapt(model, fitted)] if translated else _adapt(model, fitted)
     own = model.state_dict()
     added = model.added_parameters
     missing = [k for k in own if k not in fitted and k.rsplit('.', 1)[-1] not in added]

@@ -115,7 +115,8 @@ def test_official_weights_are_tested_and_fine_tuned(config, tmp_path):
     official = tmp_path / 'official.pth'
     torch.save({'model': weights}, official)
     output = tool('test.py', config, official, '--work-dir', tmp_path / 'test')
-    assert f'entries of {official}; pos_embed 197 → 17 rows' in output
+    translated = 'names translated to backbone.* and head.fc.*; pos_embed 197 → 17 rows'
+    assert f'entries of {official}; {translated}' in output
     metrics = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
     assert metrics['accuracy/top1'] == pytest.approx(100 / 3)  # always the second class
     options = [f'load_from={official}', 'train_cfg.max_epochs=1']

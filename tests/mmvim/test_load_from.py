@@ -86,8 +86,8 @@ def test_classifier_goes_into_a_dense_model(config, rows, official, tmp_path):
     assert all(torch.equal(state[key], weights[key]) for key in others)
     (line,) = log
     assert f'took {len(state)} entries of {path}' in line
-    assert f'pos_embed 197 → {rows} rows' in line
-    assert 'ignored head.weight, head.bias, cls_token' in line
+    assert 'names translated to backbone.*;' in line
+    assert f'pos_embed 197 → {rows} rows; ignored head.weight, head.bias, cls_token' in line
 
 
 def test_wrong_arch_and_damage_are_errors(official, tmp_path):
