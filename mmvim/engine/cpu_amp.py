@@ -50,3 +50,10 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
         """The forward pass under autocast, and what ``OptimWrapper`` does while accumulating."""
         with OptimWrapper.optim_context(self, model), torch.autocast('cpu', self.cast_dtype):
             yield
+
+    def state_dict(self) -> dict:
+        """As the parent's, without the state of a scaler that does nothing, which none can load."""
+        state_dict = super().state_dict()
+        if not self.loss_scaler.is_enabled():
+            del state_dict['loss_scaler']
+        return state_dict
