@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / 'ops'))
-from build_cpp import BuildOps, extensions
+from build_ops import BuildOps, extensions
 
 MMSEG = ['mmsegmentation>=1.2.0', 'ftfy', 'regex']
 MMDET = ['mmdet>=3.3.0']

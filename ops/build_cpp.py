@@ -1,4 +1,4 @@
-"""How ``mmvim_ops/_cpp.so`` is compiled; ``setup.py`` calls it.
+"""How ``mmvim_ops/_cpp.so`` is compiled; ``build_ops.py`` calls it.
 
 Every instruction set gets its own file and flags, which is why torch's extension builder (one set
 of flags for all) is not used. The library has no Python in it: the operators register themselves

@@ -1,4 +1,4 @@
-"""How ``mmvim_ops/_cuda.so`` is compiled; ``setup.py`` calls it, and so can you:
+"""How ``mmvim_ops/_cuda.so`` is compiled; an install calls it (``build_ops.py``), and so can you:
 
     python ops/build_cuda.py             # for this machine's GPUs, into this checkout
     python ops/build_cuda.py --verbose   # with the registers and spills of every kernel
@@ -83,12 +83,13 @@ def run(command: list[str]) -> str:
     return result.stdout
 
 
-def build(target: Path = TARGET, verbose: bool = False) -> str:
+def build(target: Path = TARGET, verbose: bool = False, more_flags: tuple[str, ...] = ()) -> str:
     """Compile and link the library; returns what the compiler said."""
     nvcc = find_nvcc()
     if nvcc is None:
         raise RuntimeError('there is no nvcc on the PATH or in CUDA_HOME')
-    flags = FLAGS + architecture_flags(os.environ.get('TORCH_CUDA_ARCH_LIST'))
+    architectures = architecture_flags(os.environ.get('TORCH_CUDA_ARCH_LIST'))
+    flags = [*FLAGS, *architectures, *more_flags]
     if verbose:
         flags += ['-Xptxas=-v']
     with tempfile.TemporaryDirectory() as folder:

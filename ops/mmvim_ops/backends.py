@@ -66,12 +66,12 @@ BACKENDS = {
         ),
         Backend(
             'cuda',
-            ('cpu', 'cuda') if cuda_backend.EMULATED else ('cuda',),
+            ('cuda',),
             cuda_backend.missing,
             cuda_backend.scan,
             cuda_backend.bidirectional_scan,
             cuda_backend.conv1d,
-            only_by_name_on=('cpu',),
+            only_by_name_on=('cpu',),  # where tests emulate it
             dtypes=tuple(cuda_backend.DTYPES),
         ),
         Backend(

@@ -10,14 +10,14 @@ def conv1d(x, weight, bias, silu, reverse):
     """See :class:`mmvim_ops.backends.Backend`."""
     if 0 in x.shape:  # F.conv1d refuses it
         return x + 0 * weight.sum().to(x.dtype)
-    dtype, length, past = compute_dtype(x.dtype), x.shape[2], weight.shape[1] - 1
+    dtype, past = compute_dtype(x.dtype), weight.shape[1] - 1
     kernel = weight.to(dtype)[:, None]  # (D, 1, taps)
     if reverse:
         kernel = kernel.flip(-1)
     with torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype)
-        out = F.conv1d(x.to(dtype), kernel, bias, padding=past, groups=x.shape[1])
-    out = out[..., past:] if reverse else out[..., :length]  # (B, D, L)
+        padded = F.pad(x.to(dtype), (0, past) if reverse else (past, 0))
+        out = F.conv1d(padded, kernel, bias, groups=x.shape[1])  # (B, D, L)
     out = (F.silu(out) if silu else out).to(x.dtype)
     if x.stride(1) < x.stride(2):
         out = out.transpose(1, 2).contiguous().transpose(1, 2)  # as x in memory

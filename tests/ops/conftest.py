@@ -1,7 +1,9 @@
-"""Import ``mmvim_ops`` from a checkout that is not installed, too; keep small tests fast."""
+"""Import ``mmvim_ops`` from a checkout that is not installed, too, with the cuda backend's kernels
+emulated on the CPU; keep small tests fast."""
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,18 @@ import torch
 
 if importlib.util.find_spec('mmvim_ops') is None:
     sys.path.insert(0, str(Path(__file__).parents[2] / 'ops'))
+sys.path.insert(0, str(Path(__file__).parent / 'cuda_emulation'))
+from build_emulation import build
+
+from mmvim_ops.backends import BACKENDS
+from mmvim_ops.cuda_library import emulate
+
+try:
+    emulate(build())
+except RuntimeError:
+    pass  # test_cuda_backend.py says why
+else:
+    BACKENDS['cuda'] = replace(BACKENDS['cuda'], device_types=('cpu', 'cuda'))
 
 
 @pytest.fixture(autouse=True)

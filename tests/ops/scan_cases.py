@@ -8,6 +8,7 @@ from mmvim_ops import available_backends
 from mmvim_ops.backends import BACKENDS
 
 CPU_BACKENDS = [name for name in available_backends() if BACKENDS[name].runs_on('cpu')]
+DOUBLE_BACKENDS = [name for name in CPU_BACKENDS if torch.float64 in BACKENDS[name].dtypes]
 TENSORS = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
 
 

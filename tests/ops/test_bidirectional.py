@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from scan_cases import CPU_BACKENDS, assert_same, make_arguments, random_arguments
+from scan_cases import CPU_BACKENDS, DOUBLE_BACKENDS, assert_same, make_arguments, random_arguments
 
 from mmvim_ops import Direction, bidirectional_selective_scan
 from mmvim_ops.naive import compute_dtype, selective_scan_naive
@@ -105,7 +105,7 @@ def test_views_of_one_projection_are_used_as_they_are(backend):
     assert out.transpose(1, 2).is_contiguous()
 
 
-@each_backend
+@pytest.mark.parametrize('backend', DOUBLE_BACKENDS)
 def test_gradcheck_passes_in_double_precision(backend):
     forward, backward, z, softplus = two_directions(
         8,

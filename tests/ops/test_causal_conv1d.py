@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from scan_cases import CPU_BACKENDS, assert_same
+from scan_cases import CPU_BACKENDS, DOUBLE_BACKENDS, assert_same
 
 from mmvim_ops import causal_conv1d
 from mmvim_ops.naive import causal_conv1d_naive
@@ -73,7 +73,7 @@ def test_low_precision_is_computed_in_float32(dtype, tolerance, backend):
         )
 
 
-@each_backend
+@pytest.mark.parametrize('backend', DOUBLE_BACKENDS)
 def test_gradcheck_passes_in_double_precision(backend):
     arguments = make_arguments(2, 3, 7, dtype=torch.float64)
     for x in arguments:

@@ -82,7 +82,7 @@ def test_padding_leaves_infinite_state_matrices_alone():
 def test_is_never_the_default_on_the_cpu():
     assert 'triton' in mmvim_ops.available_backends()
     assert mmvim_ops.backends.choose_backend(None, 'cpu').name != 'triton'
-    assert mmvim_ops.backends.choose_backend(None, 'cuda').name == 'torch'
+    assert mmvim_ops.backends.choose_backend(None, 'cuda').name != 'triton'
 
 
 @interpreted
@@ -202,7 +202,7 @@ def test_agrees_with_the_specification_on_a_gpu(dtype, tolerance):
     def on_gpu(arguments):
         return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
 
-    assert mmvim_ops.backends.choose_backend(None, 'cuda').name == 'triton'
+    assert mmvim_ops.backends.choose_backend(None, 'cuda').name in ('cuda', 'triton')
     for seed in range(20):
         arguments = on_gpu(random_arguments(seed, dtype=dtype))
         expected = run(selective_scan_naive, arguments)

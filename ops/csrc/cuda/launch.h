@@ -24,8 +24,12 @@ template <class Task> const char* choose(const Scan& scan, const Task& task) {
   for (int64_t i = 0; i < scan.directions; i++)
     constant |= !scan.direction[i].B.varying || !scan.direction[i].C.varying;
   if (scan.states <= Small::kStates && !constant) {
-    if (scan.dtype == kFloat16) return task.template run<__half, Small, false>();
     if (scan.dtype == kBfloat16) return task.template run<__nv_bfloat16, Small, false>();
+#ifdef MMVIM_ONLY_BFLOAT16      // a quick look at what the compiler makes of the kernels
+  }
+  return "compiled for bfloat16 only";
+#else
+    if (scan.dtype == kFloat16) return task.template run<__half, Small, false>();
     if (scan.dtype == kFloat32) return task.template run<float, Small, false>();
   }
   if (scan.dtype != kFloat32) return "constant matrices and more than 16 states need float32";
@@ -33,6 +37,7 @@ template <class Task> const char* choose(const Scan& scan, const Task& task) {
   if (scan.states <= Medium::kStates) return task.template run<float, Medium, true>();
   if (scan.states <= Large::kStates) return task.template run<float, Large, true>();
   return "too many states";
+#endif
 }
 
 }  // namespace mmvim

@@ -138,10 +138,8 @@ inline void warp_barrier() {
 }
 
 inline void run_block(int threads, size_t shared_bytes) {
-  static const bool reversed = [] {
-    const char* order = std::getenv("MMVIM_EMULATED_ORDER");
-    return order != nullptr && !std::strcmp(order, "reverse");
-  }();
+  const char* order = std::getenv("MMVIM_EMULATED_ORDER");
+  const bool reversed = order != nullptr && !std::strcmp(order, "reverse");
   block.size = threads, block.turn = 0, block.arrived = 0;
   if (int(block.fibers.size()) < threads) block.fibers.resize(threads);
   block.warp_turns.assign(size_t(threads + 31) / 32, 0);

@@ -1,0 +1,302 @@
+"""Backend 'cuda': its kernels emulated on the CPU, compiled by nvcc, and run where there is a GPU.
+
+The tests that every backend has run in the emulation, too; see conftest.py.
+"""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scan_cases import CPU_BACKENDS, TENSORS, assert_same, make_arguments, random_arguments, run
+from test_bidirectional import run as run_both
+from test_bidirectional import specification, two_directions
+
+from mmvim_ops import (
+    Direction,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    cuda_backend,
+    cuda_library,
+    cuda_plan,
+    selective_scan,
+)
+from mmvim_ops import backends as registry
+from mmvim_ops.naive import causal_conv1d_naive, selective_scan_naive
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'ops'))
+import build_cuda
+from build_emulation import build, find_compiler
+
+emulated = pytest.mark.skipif('cuda' not in CPU_BACKENDS, reason='the kernels are not emulated')
+ON_GPU = cuda_library._compiled if torch.cuda.is_available() else 'there is no CUDA device'
+on_gpu = pytest.mark.skipif(isinstance(ON_GPU, str), reason=str(ON_GPU))
+ops = torch.ops.mmvim_ops
+
+
+# In the emulation.
+
+
+@pytest.mark.skipif(find_compiler() is None, reason='there is no C++ compiler')
+def test_the_kernels_compile_for_the_emulation():
+    assert build().exists()
+    assert 'cuda' in CPU_BACKENDS
+
+
+@emulated
+def test_is_never_the_default_on_the_cpu():
+    for dtype in (torch.float32, torch.bfloat16):
+        assert registry.choose_backend(None, 'cpu', dtype).name != 'cuda'
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """Cut every length into as many chunks as there can be."""
+    monkeypatch.setattr(cuda_plan, 'count_chunks', lambda warps, schedulers, length: length)
+
+
+@emulated
+@pytest.mark.parametrize('first', range(0, 40, 10))
+def test_chunks_agree_with_the_specification(first, chunks):
+    for seed in range(first, first + 10):
+        arguments = random_arguments(seed, batch=1 + seed % 2, length=[70, 128, 130, 200][seed % 4])
+        expected = run(selective_scan_naive, arguments)
+        assert_same(run(selective_scan, arguments, backend='cuda'), expected, 2e-5)
+
+
+@emulated
+@pytest.mark.parametrize('first', range(0, 20, 10))
+def test_chunks_of_two_directions_agree_with_the_specification(first, chunks):
+    for seed in range(first, first + 10):
+        arguments = two_directions(seed, batch=1, length=[65, 128, 150, 200][seed % 4])
+        expected = run_both(specification, *arguments, scale=0.5)
+        actual = run_both(bidirectional_selective_scan, *arguments, scale=0.5, backend='cuda')
+        assert_same(actual, expected, 2e-5)
+
+
+@emulated
+@pytest.mark.parametrize('groups', [0, None])
+@pytest.mark.parametrize('states', [17, 64, 65, 256])
+def test_many_states(states, groups):
+    arguments = make_arguments(
+        channels=5, length=70, states=states, groups_B=groups, groups_C=0, channels_last=True
+    )
+    expected = run(selective_scan_naive, arguments)
+    assert_same(run(selective_scan, arguments, backend='cuda'), expected, 2e-5)
+
+
+@emulated
+def test_more_states_than_the_kernels_take_are_left_to_torch(monkeypatch):
+    arguments = make_arguments(channels=2, length=3, states=cuda_backend.MOST_STATES + 1)
+    monkeypatch.setattr(cuda_backend, 'call', None)
+    expected = run(selective_scan_naive, arguments)
+    assert_same(run(selective_scan, arguments, backend='cuda'), expected, 2e-5)
+
+
+@emulated
+@pytest.mark.parametrize('warps', [1, 2, 4])
+def test_blocks_of_any_size_and_split_channels(warps, monkeypatch):
+    """Backward blocks that take several sets of channels in turn, of which the last is short."""
+    monkeypatch.setattr(cuda_plan.Plan, 'warps', lambda self, backward: warps)
+    monkeypatch.setattr(cuda_plan.Plan, 'splits', lambda self, warps: 2)
+    arguments = make_arguments(channels=150, length=90, states=9, groups_B=0, groups_C=0)
+    expected = run(selective_scan_naive, arguments)
+    assert_same(run(selective_scan, arguments, backend='cuda'), expected, 2e-5)
+    if warps < 4:
+        arguments = two_directions(1, batch=1, channels=90, length=40, groups_B=0, groups_C=0)
+        actual = run_both(bidirectional_selective_scan, *arguments, backend='cuda')
+        assert_same(actual, run_both(specification, *arguments), 2e-5)
+
+
+@emulated
+def test_directions_may_differ_in_states_and_groups():
+    first, second = (
+        make_arguments(channels=12, states=states, groups_B=groups, groups_C=groups, seed=states)
+        for states, groups in ((3, 2), (7, 3))
+    )
+    forward, backward = (Direction(*(x[n] for n in Direction._fields)) for x in (first, second))
+    actual = run_both(bidirectional_selective_scan, forward, backward, first['z'], backend='cuda')
+    assert_same(actual, run_both(specification, forward, backward, first['z']), 2e-5)
+
+
+@emulated
+def test_dtypes_may_be_mixed():
+    arguments = make_arguments(length=50, dtype=torch.bfloat16)
+    for name in ('delta', 'C'):
+        arguments[name] = arguments[name].float()
+    expected = run(selective_scan_naive, arguments)
+    assert_same(run(selective_scan, arguments, backend='cuda'), expected, 1e-2)
+
+
+@emulated
+def test_the_order_of_threads_does_not_matter(monkeypatch, chunks):
+    """Bit by bit: a missing barrier would show, as the emulation has no other order."""
+    arguments = make_arguments(channels=40, length=150, states=16, groups_B=0, groups_C=0)
+    both = two_directions(4, channels=40, length=100, groups_B=0, groups_C=0)
+    x, weight = torch.randn(2, 40, 150), torch.randn(40, 4)
+
+    def results():
+        conv = causal_conv1d(x.requires_grad_(), weight, backend='cuda')
+        return [
+            *run(selective_scan, arguments, backend='cuda').values(),
+            *run_both(bidirectional_selective_scan, *both, backend='cuda').values(),
+            conv,
+            torch.autograd.grad(conv.sum(), x)[0],
+        ]
+
+    expected = results()
+    monkeypatch.setenv('MMVIM_EMULATED_ORDER', 'reverse')
+    for ours, theirs in zip(results(), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@emulated
+def test_offsets_have_64_bits():
+    far = 2**31 + 8  # elements between two channels, and between two times
+    memory = torch.empty(far + 64, dtype=torch.bfloat16)  # never touched, so never there
+    arguments = make_arguments(batch=1, channels=2, length=20, dtype=torch.bfloat16)
+    for shape, stride in (((1, 2, 20), (0, far, 1)), ((1, 20, 2), (0, 1, far))):
+        given = dict(arguments)
+        u = given['u'] if shape[1] == 2 else given['u'][..., :2].repeat(1, 10, 1)
+        if shape[1] == 20:
+            given = make_arguments(batch=1, channels=20, length=2, dtype=torch.bfloat16)
+        given['u'] = memory.as_strided(shape, stride).copy_(u)
+        expected = run(selective_scan_naive, given, with_gradients=False)
+        actual = run(selective_scan, given, with_gradients=False, backend='cuda')
+        assert_same(actual, expected, 1e-2)
+        weight = torch.randn(shape[1], 4)
+        torch.testing.assert_close(
+            causal_conv1d(given['u'], weight, backend='cuda'),
+            causal_conv1d_naive(given['u'], weight),
+        )
+
+
+@emulated
+def test_padding_leaves_infinite_state_matrices_alone():
+    arguments = make_arguments(length=5)
+    arguments['A'][1, 1] = -torch.inf
+    expected = run(selective_scan_naive, arguments, with_gradients=False)
+    actual = run(selective_scan, arguments, with_gradients=False, backend='cuda')
+    assert_same(actual, expected, 2e-5)
+
+
+@emulated
+@pytest.mark.parametrize(
+    'case',
+    [
+        dict(length=150, groups_B=0, groups_C=0, channels_last=True),
+        dict(groups_B=None, groups_C=3),
+        dict(skip=False, gate=False, bias=False, softplus=False),
+        dict(dtype=torch.bfloat16),
+    ],
+)
+def test_opcheck(case):
+    arguments = make_arguments(**case)
+    tensors = [None if (x := arguments[name]) is None else x.requires_grad_() for name in TENSORS]
+    torch.library.opcheck(ops.cuda_scan.default, (*tensors, True, False, True))
+    *others, z, bias = tensors
+    directions = (*others, bias, *others, bias, z)
+    torch.library.opcheck(ops.cuda_bidirectional_scan.default, (*directions, True, 0.5, True))
+    weight = torch.randn(6, 4).requires_grad_()
+    torch.library.opcheck(ops.cuda_conv1d.default, (tensors[0], weight, bias, True, True))
+    with torch.no_grad():
+        torch.library.opcheck(ops.cuda_scan.default, (*tensors, False, True, False))
+
+
+# How it is cut, built and found.
+
+
+def test_chunks_serve_where_there_are_too_few_warps():
+    schedulers = 4 * 132
+    assert cuda_plan.count_chunks(2 * schedulers, schedulers, 10**6) == 1
+    assert cuda_plan.count_chunks(48, schedulers, 100) == 1
+    assert cuda_plan.count_chunks(48, schedulers, 6000) == math.ceil(2 * schedulers / 48)
+    assert cuda_plan.count_chunks(48, schedulers, 1024) == 1024 // cuda_plan.SHORTEST_CHUNK
+
+
+def test_says_what_is_missing(tmp_path):
+    library = tmp_path / '_cuda.so'
+    assert 'run: python ops/build_cuda.py' in cuda_library._load(library)
+    library.write_text('no library')
+    assert 'does not load' in cuda_library._load(library)
+
+
+def test_a_gpu_without_the_library_gets_triton_silently_and_torch_with_a_warning(
+    monkeypatch, recwarn
+):
+    found = {'cuda': 'not compiled', 'triton': None}
+    for name in found:
+        backend = registry.BACKENDS[name]
+        lookup = replace(backend, missing=lambda name=name: found[name], only_by_name_on=('cpu',))
+        monkeypatch.setitem(registry.BACKENDS, name, lookup)
+    monkeypatch.setattr(registry, '_warned', set())
+    assert registry.choose_backend(None, 'cuda').name == 'triton'
+    assert not recwarn.list
+    found['triton'] = 'not installed'
+    assert registry.choose_backend(None, 'cuda').name == 'torch'
+    assert "'cuda' is missing: not compiled" in str(recwarn.pop().message)
+    found['cuda'] = None
+    assert registry.choose_backend(None, 'cuda').name == 'cuda'
+    assert registry.choose_backend(None, 'cuda', torch.float64).name == 'torch'
+
+
+def test_architectures_are_those_of_torch():
+    assert build_cuda.architecture_flags('8.0;9.0a+PTX') == [
+        '-gencode=arch=compute_80,code=sm_80',
+        '-gencode=arch=compute_90a,code=sm_90a',
+        '-gencode=arch=compute_90a,code=compute_90a',
+    ]
+    with pytest.raises(ValueError, match="'8.0;9.0.PTX', got 'Hopper'"):
+        build_cuda.architecture_flags('Hopper')
+
+
+@pytest.mark.skipif(build_cuda.find_nvcc() is None, reason='there is no nvcc')
+def test_compiles_and_fits_into_the_registers(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '8.0;9.0')
+    target = tmp_path / '_cuda.so'
+    said = build_cuda.build(target, True, ('-DMMVIM_ONLY_BFLOAT16',))
+    lines = build_cuda.kernels(said)
+    for gpu in ('sm_80', 'sm_90'):
+        for name in ('chunk_ends', 'carry', 'scan_forward', 'scan_backward', 'conv_backward'):
+            assert any(line.startswith(f'{gpu} {name}<') for line in lines), (gpu, name)
+    for line in lines:  # a handful in `scan_forward`, for the sake of a third block at a time
+        assert sum(int(part) for part in line.split('spilled')[1].split() if part.isdigit()) <= 64
+    assert not isinstance(cuda_library._load(target), str)
+
+
+# On a GPU.
+
+
+def to_gpu(arguments):
+    return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+
+
+@on_gpu
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)])
+def test_agrees_with_the_specification_on_a_gpu(dtype, tolerance):
+    for seed in range(60):
+        length = [None, dict(length=700)][seed % 2] or {}
+        arguments = to_gpu(random_arguments(seed, dtype=dtype, **length))
+        expected = run(selective_scan_naive, arguments)
+        assert_same(run(selective_scan, arguments, backend='cuda'), expected, tolerance)
+        forward, backward, z, softplus = two_directions(seed, dtype=dtype, **length)
+        forward, backward = (
+            Direction(*(None if x is None else x.cuda() for x in d)) for d in (forward, backward)
+        )
+        both = forward, backward, None if z is None else z.cuda(), softplus
+        actual = run_both(bidirectional_selective_scan, *both, backend='cuda')
+        assert_same(actual, run_both(specification, *both), tolerance)
+
+
+@on_gpu
+def test_can_be_captured_in_a_graph():
+    arguments = to_gpu(make_arguments(channels=64, length=300, groups_B=0, groups_C=0))
+    expected = selective_scan(**arguments, backend='cuda')
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = selective_scan(**arguments, backend='cuda')
+    out.zero_()
+    graph.replay()
+    assert torch.equal(out, expected)
