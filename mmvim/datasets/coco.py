@@ -15,18 +15,25 @@ from mmvim.utils.launch import UserError
 class CheckedCocoDataset(CocoDataset):
     """mmdet's :class:`CocoDataset` that finds out before training what would end it later.
 
-    An annotation file that names images which are not there is refused. Instances without a mask,
+    An annotation file that names images which are not there, or lacks a class (mmdet would number
+    the others wrongly), is refused. Instances without a mask,
     or with no polygon of three corners, are counted in a warning and not trained on, which is what
     mmdet does with crowds. Boxes without area are left out, as mmdet does.
 
     Arguments are those of :class:`mmdet.datasets.CocoDataset`.
 
     Raises:
-        UserError: Images are missing; the message counts them and names the first ones.
+        UserError: Images or classes are missing; the message counts them.
     """
 
     def load_data_list(self) -> list[dict]:
         data_list = super().load_data_list()
+        classes = self.metainfo['classes']
+        if len(self.cat_ids) != len(classes):
+            raise UserError(
+                f'{self.ann_file} has {len(self.cat_ids)} of the {len(classes)} classes '
+                f'({", ".join(classes[:3])}, …): name those it has in dataset.metainfo.classes'
+            )
         if self.backend_args is None and '://' not in (self.data_prefix.get('img') or ''):
             self._check_images(data_list)
         without_mask = 0

@@ -69,6 +69,12 @@ def test_images_elsewhere_are_not_looked_for(root):
     assert len(dataset(root, backend_args=dict(backend='local'))) == 3
 
 
+def test_classes_that_the_file_lacks_are_counted(root):
+    change(root, lambda content: content['categories'].pop())
+    with pytest.raises(UserError, match='has 5 of the 6 classes .*metainfo.classes'):
+        dataset(root)
+
+
 @pytest.mark.parametrize('mask', [None, [], [[1.0, 2, 3, 4]], dict(size=[32, 32])])
 def test_instances_without_a_mask_are_not_trained_on(root, mask):
     def edit(content):
