@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
@@ -75,4 +77,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, source: str) -> None:
         own = {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
         others = {k: v for k, v in entries.items() if not k.startswith(prefix)}
     fitted = fit_state_dict(backbone, own, source, translated)
-    checkpoint['state_dict'] = {**{prefix + k: v for k, v in fitted.items()}, **others}
+    state_dict = OrderedDict({**{prefix + k: v for k, v in fitted.items()}, **others})
+    # Versions of modules, by which some of them bring older entries up to date.
+    state_dict._metadata = getattr(checkpoint.get('state_dict'), '_metadata', OrderedDict())
+    checkpoint['state_dict'] = state_dict

@@ -33,6 +33,8 @@ def test_runs_are_kept_and_tabulated(tmp_path):
     for name, score in scores.items():
         assert f'| `{name}` | {score:.1f} |  | {score:.1f} |  |' in table
 
+    assert table.splitlines()[-1].startswith('| colour alone | | | ')
+
     other = ['--cfg-options', 'train_cfg.max_iters=3']
     message = refused(tool('analysis_tools/ablate_directions.py', *common, *other))
     assert 'none_seed0 was trained with' in message and 'choose another --work-dir' in message
