@@ -1,0 +1,101 @@
+"""What the operators cost, for :class:`torch.utils.flop_counter.FlopCounterMode`.
+
+Counted as torch counts: two FLOPs per multiply-add of the mathematics, once even where a kernel
+saves memory by computing it again, and nothing for pointwise work (softplus, gates, the skip
+connection). For every batch element, channel, step and state, a scan multiplies four times,
+
+    Δ A    (Δ u) B    exp(Δ A) h    C h
+
+which is the 3·M·E·N + M·E·N of Zhu et al., "Vision Mamba", arXiv:2401.09417, for M steps, E channels
+and N states. The backward pass multiplies twice for each of these, as that of a matrix product
+does: with g the gradient of y, G that of h_t and X = exp(Δ A) G,
+
+    g h    g C    exp(Δ A) G    X h_{t−1}    G (Δ u)    G B    (X h_{t−1}) A    (X h_{t−1}) Δ
+
+The same call counts the same with every backend, but for two directions of unlike N: 'cuda' pads
+the smaller one.
+"""
+
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+from math import prod
+
+import torch
+
+from . import backends  # noqa: F401  (defines the operators)
+
+COUNTER = 'torch.utils.flop_counter'
+
+
+# Formulas take shapes in place of the operators' tensors.
+
+
+def scan(u, delta, A, *_, **__) -> int:
+    return 8 * prod(u) * A[1]
+
+
+def scan_backward(grad_out, grad_last_state, *arguments, **__) -> int:
+    return 2 * scan(*arguments)
+
+
+def bidirectional_scan(*arguments, **__) -> int:
+    return scan(*arguments[:7]) + scan(*arguments[7:14])
+
+
+def bidirectional_scan_backward(grad_out, *arguments, **__) -> int:
+    return 2 * bidirectional_scan(*arguments)
+
+
+def conv1d(x, weight, *_, **__) -> int:
+    return 2 * prod(x) * weight[1]
+
+
+def conv1d_backward(grad_out, *arguments, **__) -> int:
+    return 2 * conv1d(*arguments)
+
+
+FORMULAS = {
+    'scan': scan,
+    'scan_backward': scan_backward,
+    'scan_block': scan,
+    'bidirectional_scan': bidirectional_scan,
+    'bidirectional_scan_backward': bidirectional_scan_backward,
+    'conv1d': conv1d,
+    'conv1d_backward': conv1d_backward,
+}
+FAMILIES = ('cpp', 'cuda', 'triton', 'block')  # block_scan is the torch backend's
+
+
+def register(counter) -> None:
+    """Tell torch's counter of every operator that there is."""
+    for family in FAMILIES:
+        for kind, formula in FORMULAS.items():
+            if hasattr(torch.ops.mmvim_ops, f'{family}_{kind}'):
+                operator = getattr(torch.ops.mmvim_ops, f'{family}_{kind}')
+                counter.register_flop_formula(operator)(formula)
+
+
+class _WhenImported(MetaPathFinder):
+    """Registers as soon as somebody imports the counter, which imports Triton: too much to pay in
+    every process for what few of them need."""
+
+    def find_spec(self, name, path, target=None):
+        if name != COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        load = spec.loader.exec_module
+
+        def load_and_register(module) -> None:
+            load(module)
+            register(module)
+
+        spec.loader.exec_module = load_and_register
+        return spec
+
+
+if COUNTER in sys.modules:
+    register(sys.modules[COUNTER])
+else:
+    sys.meta_path.insert(0, _WhenImported())

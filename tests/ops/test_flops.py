@@ -1,0 +1,131 @@
+"""torch counts the same for every backend: the paper's multiply-adds, two FLOPs each."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scan_cases import CPU_BACKENDS, TENSORS, make_arguments
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+import mmvim_ops
+from mmvim_ops import (
+    Direction,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    scan_block_,
+    selective_scan,
+)
+
+ops = torch.ops.mmvim_ops
+each_backend = pytest.mark.parametrize('backend', CPU_BACKENDS)
+KERNELS = ['cuda', 'triton'] + ['cpp'] * ('cpp' in CPU_BACKENDS)
+BATCH, CHANNELS, LENGTH, STATES, TAPS = 2, 6, 20, 5, 4
+ELEMENTS = BATCH * CHANNELS * LENGTH
+SCAN, CONV = 8 * ELEMENTS * STATES, 2 * ELEMENTS * TAPS
+SIZES = dict(batch=BATCH, channels=CHANNELS, length=LENGTH, states=STATES)
+
+
+def count(function, *arguments, **more):
+    """FLOPs of a call and of its backward pass."""
+    with FlopCounterMode(display=False) as forward:
+        out = function(*arguments, **more)
+    out = out[0] if isinstance(out, tuple) else out
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+def scan_arguments(device='cpu', **more):
+    arguments = make_arguments(**SIZES, **more)
+    return {
+        name: x.to(device).requires_grad_() if isinstance(x, torch.Tensor) else x
+        for name, x in arguments.items()
+    }
+
+
+def direction(arguments):
+    return Direction(*(arguments[name] for name in (*TENSORS[:6], 'delta_bias')))
+
+
+def test_every_operator_has_a_formula():
+    queries = {'cpp_instruction_set', 'cpp_instruction_sets'}  # compute nothing
+    names = [name.split('::') for name in torch._C._dispatch_get_all_op_names()]
+    ours = {name for library, name in names if library == 'mmvim_ops'} - queries
+    assert {'block_scan', 'cuda_conv1d_backward', 'triton_scan_backward'} <= ours
+    assert [name for name in ours if getattr(ops, name) not in flop_registry] == []
+
+
+@each_backend
+@pytest.mark.parametrize(
+    'case',
+    [
+        dict(),
+        dict(groups_B=None, groups_C=0, reverse=True),
+        dict(groups_B=3, groups_C=3, skip=False, gate=False, bias=False, softplus=False),
+    ],
+)
+def test_a_scan_counts_four_products_and_twice_as_many_backward(backend, case):
+    arguments = scan_arguments(**case)
+    assert count(selective_scan, **arguments, backend=backend) == (SCAN, 2 * SCAN)
+
+
+@each_backend
+def test_two_directions_count_two_scans(backend):
+    arguments = scan_arguments()
+    given = (direction(arguments), direction(arguments), arguments['z'], True)
+    counted = count(bidirectional_selective_scan, *given, backend=backend)
+    assert counted == (2 * SCAN, 4 * SCAN)
+
+
+@each_backend
+def test_a_block_of_a_sequence_counts_as_a_scan(backend):
+    arguments = scan_arguments()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        out, state = torch.zeros(BATCH, CHANNELS, LENGTH), torch.zeros(BATCH, CHANNELS, STATES)
+        scan_block_(out, state, direction(arguments), backend=backend)
+    assert counter.get_total_flops() == SCAN
+
+
+@each_backend
+@pytest.mark.parametrize('reverse', [True, False])
+def test_a_convolution_counts_its_taps(backend, reverse):
+    x, weight = torch.randn(BATCH, CHANNELS, LENGTH), torch.randn(CHANNELS, TAPS)
+    with FlopCounterMode(display=False) as counter:
+        causal_conv1d(x, weight, reverse=reverse, backend=backend)
+    assert counter.get_total_flops() == CONV
+
+
+# The operators of all compiled backends, on shapes alone: they need not be able to run here.
+
+
+@pytest.mark.parametrize('kernels', KERNELS)
+def test_scan_operators(kernels):
+    arguments = list(scan_arguments('meta').values())
+    assert count(getattr(ops, f'{kernels}_scan'), *arguments, True) == (SCAN, 2 * SCAN)
+
+
+@pytest.mark.parametrize('kernels', [name for name in KERNELS if name != 'triton'])
+def test_bidirectional_and_convolution_operators(kernels):
+    arguments = scan_arguments('meta')
+    given = (*direction(arguments), *direction(arguments), arguments['z'], True, 0.5, True)
+    scan = getattr(ops, f'{kernels}_bidirectional_scan')
+    assert count(scan, *given) == (2 * SCAN, 4 * SCAN)
+    weight = torch.empty(CHANNELS, TAPS, device='meta')
+    conv1d = getattr(ops, f'{kernels}_conv1d')
+    assert count(conv1d, arguments['u'], weight, None, True, False) == (CONV, 2 * CONV)
+
+
+@pytest.mark.parametrize('first', ['mmvim_ops', 'torch.utils.flop_counter'])
+def test_importing_the_ops_is_enough_and_does_not_import_triton(first):
+    code = f"""
+import sys, torch, {first}
+assert {first != 'mmvim_ops'} or not {{'triton', 'torch.utils.flop_counter'}} & set(sys.modules)
+import mmvim_ops, torch.utils.flop_counter as counter
+assert torch.ops.mmvim_ops.block_scan in counter.flop_registry
+assert not [finder for finder in sys.meta_path if type(finder).__module__ == 'mmvim_ops.flops']
+"""
+    root = Path(mmvim_ops.__file__).parents[1]  # from a checkout that is not installed, too
+    result = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
