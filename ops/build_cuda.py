@@ -6,7 +6,8 @@
 It takes nvcc and nothing else: no header of torch, no network. One library serves every version of
 torch and Python. ``TORCH_CUDA_ARCH_LIST`` (such as ``8.0;9.0+PTX``) names the GPUs to compile for;
 without it these are the ones here, or 8.0 and 9.0 with PTX for later ones. An install compiles it
-where torch has CUDA, and where ``MMVIM_OPS_CUDA=1`` says so; it never fails because of it.
+where torch has CUDA, unless ``MMVIM_OPS_CUDA`` says 0, and where it says 1; it never fails because
+of it.
 """
 
 import argparse
@@ -39,8 +40,9 @@ def why_not() -> str | None:
         return 'only Linux is supported'
     if find_nvcc() is None:
         return 'there is no nvcc on the PATH or in CUDA_HOME'
-    if os.environ.get('MMVIM_OPS_CUDA') == '1':
-        return None
+    wanted = os.environ.get('MMVIM_OPS_CUDA')
+    if wanted in ('0', '1'):
+        return None if wanted == '1' else 'MMVIM_OPS_CUDA=0 says so'
     try:
         import torch
     except ImportError:

@@ -97,7 +97,10 @@ choose_torch() {
   local kept found=cpu
   kept=$(cat "$VENV/.torch" 2>/dev/null) || true
   if nvidia-smi -L 2>/dev/null | grep -q GPU; then found=cuda; fi
-  if [[ $MMVIM_TASKS = cls ]]; then found=cuda; fi
+  if [[ $MMVIM_TASKS = cls ]]; then
+    [[ $found = cuda ]] || export MMVIM_OPS_CUDA=${MMVIM_OPS_CUDA:-0} # no GPU to compile kernels for
+    found=cuda
+  fi
   TORCH=${MMVIM_TORCH/auto/${kept:-$found}}
   [[ $TORCH =~ ^(cpu|cuda)$ ]] || fail "MMVIM_TORCH=$MMVIM_TORCH is unknown" 'use auto, cpu or cuda'
   [[ ${kept:-$TORCH} = "$TORCH" ]] ||
