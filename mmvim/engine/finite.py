@@ -49,7 +49,7 @@ class StopAtNonFiniteHook(Hook):
 
     def _stop(self, runner, what: str) -> None:
         culprit = first_non_finite(runner.model) or (
-            'all parameters and gradients are finite: look at the data and their annotations'
+            'all parameters are finite, so the forward pass overflowed or the data are at fault'
         )
         raise FloatingPointError(
             f'training stopped at iteration {runner.iter + 1}, as {what}; {culprit}. No checkpoint '
