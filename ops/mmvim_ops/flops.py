@@ -6,7 +6,7 @@ connection). For every batch element, channel, step and state, a scan multiplies
 
     Δ A    (Δ u) B    exp(Δ A) h    C h
 
-which is the 3·M·E·N + M·E·N of Zhu et al., "Vision Mamba", arXiv:2401.09417, for M steps, E channels
+which is the 3·M·E·N + M·E·N of Zhu et al., "Vision Mamba", arXiv:2401.09417: M steps, E channels
 and N states. The backward pass multiplies twice for each of these, as that of a matrix product
 does: with g the gradient of y, G that of h_t and X = exp(Δ A) G,
 

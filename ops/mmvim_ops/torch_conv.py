@@ -1,9 +1,20 @@
 """The depthwise causal convolution by PyTorch's own operator, for backends that have none."""
 
+from contextlib import nullcontext
+
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 
 from .naive import compute_dtype
+
+
+def no_autocast(device_type: str):
+    """A context without autocast, on devices that have none (such as 'meta') as well."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def conv1d(x, weight, bias, silu, reverse):
@@ -14,7 +25,8 @@ def conv1d(x, weight, bias, silu, reverse):
     kernel = weight.to(dtype)[:, None]  # (D, 1, taps)
     if reverse:
         kernel = kernel.flip(-1)
-    with torch.autocast(x.device.type, enabled=False):
+    # There is no autocast of tensors without data.
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype)
         padded = F.pad(x.to(dtype), (0, past) if reverse else (past, 0))
         out = F.conv1d(padded, kernel, bias, groups=x.shape[1])  # (B, D, L)

@@ -97,6 +97,14 @@ def test_a_convolution_counts_its_taps(backend, reverse):
     assert counter.get_total_flops() == CONV
 
 
+def test_tensors_without_data_count_the_same():
+    arguments = scan_arguments('meta')
+    assert count(selective_scan, **arguments) == (SCAN, 2 * SCAN)
+    with FlopCounterMode(display=False) as counter:
+        causal_conv1d(arguments['u'], torch.empty(CHANNELS, TAPS, device='meta'))
+    assert counter.get_total_flops() == CONV
+
+
 # The operators of all compiled backends, on shapes alone: they need not be able to run here.
 
 
