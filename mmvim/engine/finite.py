@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
@@ -15,10 +18,11 @@ __all__ = ['StopAtNonFiniteHook', 'first_non_finite']
 class StopAtNonFiniteHook(Hook):
     """Ends the training when a gradient or the loss is not finite, and says where that began.
 
-    Gradients are looked at before every step of an optimizer, so that the weights are still those
-    from before: with a non-finite loss the step would make all of them NaN. A gradient scaler
-    leaves such steps out, which is how it finds its scale; there the loss alone decides.
-    (mmdet's ``CheckInvalidLossHook`` looks at every 50th loss, after the step.)
+    Gradients are looked at before every step of an optimizer, and before they are clipped, which
+    spreads one that is not finite over all. So the weights are still those from before: with a
+    non-finite loss the step would make all of them NaN. A gradient scaler leaves such steps out,
+    which is how it finds its scale; there the loss alone decides. (mmdet's
+    ``CheckInvalidLossHook`` looks at every 50th loss, after the step.)
 
     Raises:
         FloatingPointError: The message names the iteration and the first parameter that is not
@@ -26,26 +30,24 @@ class StopAtNonFiniteHook(Hook):
     """
 
     def before_train(self, runner) -> None:
-        def check(optimizer, args, kwargs) -> None:
-            if getattr(optimizer, 'found_inf', None) is not None:
-                return  # a fused optimizer, which is told what the gradient scaler found
-            grads = [p.grad for group in optimizer.param_groups for p in group['params']]
-            if not all_finite([grad for grad in grads if grad is not None]):
-                self._stop(runner, 'a gradient is not finite')
-
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        self._handles = [w.optimizer.register_step_pre_hook(check) for w in wrappers]
+        for wrapper in wrappers:
+            scaler = getattr(wrapper, 'loss_scaler', None)
+            if scaler is None or not scaler.is_enabled():
+                wrapper.step = partial(self._checked_step, runner, wrapper, wrapper.step)
+
+    def _checked_step(self, runner, wrapper: OptimWrapper, step: Callable, **kwargs) -> None:
+        grads = [p.grad for group in wrapper.param_groups for p in group['params']]
+        if not all_finite([grad for grad in grads if grad is not None]):
+            self._stop(runner, 'a gradient is not finite')
+        step(**kwargs)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        losses = {k: v for k, v in (outputs or {}).items() if k.startswith('loss')}
+        losses = {k: v for k, v in (outputs or {}).items() if 'loss' in k}
         bad = [name for name, value in losses.items() if not torch.isfinite(torch.as_tensor(value))]
         if bad:
             self._stop(runner, f'{", ".join(bad)} is not finite')
-
-    def after_train(self, runner) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def _stop(self, runner, what: str) -> None:
         culprit = first_non_finite(runner.model) or (

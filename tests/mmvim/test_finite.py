@@ -83,8 +83,8 @@ def test_the_first_bad_parameter_is_named(tmp_path):
 
 def test_a_gradient_may_overflow_under_a_finite_loss(tmp_path):
     model = Toy(lambda model, loss: loss + (0 * model.second.bias).sqrt().sum())
-    with pytest.raises(FloatingPointError, match='gradient of second.bias'):
-        train(model, tmp_path)
+    with pytest.raises(FloatingPointError, match=r'gradient of second.bias .*\(the only one\)'):
+        train(model, tmp_path, clip_grad=dict(max_norm=1.0))
     assert finite(model)
 
 

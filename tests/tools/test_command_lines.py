@@ -162,12 +162,6 @@ def test_official_weights_are_loaded_or_refused_with_the_reason(data, tmp_path):
     assert 'pos_embed 197 → 64 rows; ignored cls_token' in output
     message = refused(tool('train.py', *arguments, *start_from('patch16.pth')))
     assert 'of another shape: patch_embed.proj.weight (32, 3, 16, 16) for (32, 3, 8, 8)' in message
-    pretrained = {
-        'model.backbone.init_cfg.type': 'Pretrained',
-        'model.backbone.init_cfg.checkpoint': tmp_path / 'patch16.pth',
-    }
-    message = refused(tool('train.py', *arguments, *options(data, **pretrained)))
-    assert 'of another shape: patch_embed.proj.weight' in message
 
 
 def test_training_stops_when_its_numbers_are_no_numbers(data, tmp_path):
