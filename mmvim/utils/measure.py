@@ -10,32 +10,41 @@ import torch
 
 __all__ = ['PeakMemory', 'processor']
 
+STATUS = Path('/proc/self/status')
+
 
 class PeakMemory:
-    """Bytes in use on a device, and the most since :meth:`reset`."""
+    """Bytes in use on a device, and the most since :meth:`reset`.
+
+    On a GPU what torch allocated; on the CPU what the process has in memory, which Linux alone
+    tells: elsewhere both are None.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
 
-    def reset(self) -> int:
+    def reset(self) -> int | None:
         """Start anew; returns what is in use now."""
         gc.collect()
         if self.device == 'cuda':
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
+        if not STATUS.exists():
+            return None
         ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back to the kernel
-        Path('/proc/self/clear_refs').write_text('5')  # VmHWM := VmRSS
-        return self._status('VmRSS')
+        STATUS.with_name('clear_refs').write_text('5')  # VmHWM := VmRSS
+        return self.status('VmRSS')
 
-    def peak(self) -> int:
+    def peak(self) -> int | None:
         if self.device == 'cuda':
             return torch.cuda.max_memory_allocated()
-        return self._status('VmHWM')
+        return self.status('VmHWM') if STATUS.exists() else None
 
     @staticmethod
-    def _status(key: str) -> int:
-        lines = Path('/proc/self/status').read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+    def status(key: str) -> int:
+        """Bytes that Linux names ``key`` in the status of this process."""
+        lines = STATUS.read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f'{key}:'))
 
 
 def processor(device: str) -> str:

@@ -10,13 +10,6 @@ import torch.nn.functional as F
 from .naive import compute_dtype
 
 
-def no_autocast(device_type: str):
-    """A context without autocast, on devices that have none (such as 'meta') as well."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
 def conv1d(x, weight, bias, silu, reverse):
     """See :class:`mmvim_ops.backends.Backend`."""
     if 0 in x.shape:  # F.conv1d refuses it

@@ -1,0 +1,202 @@
+"""What is measured: a model, a part of it or all, and one step of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.utils import import_modules_from_strings
+from torch import Tensor, nn
+
+from ..datasets.samples import generate_batch
+
+__all__ = ['DTYPES', 'MODEL_NAMES', 'PARTS', 'Step', 'Subject']
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+# What each part's whole model is read from: {family} is vim or deit, {name} such as vim-tiny.
+WHOLE = {
+    'segmentor': '{family}/{name}_upernet_8xb2-160k_ade20k-512x512.py',
+    'detector': '{family}/{name}_cascade-mask-rcnn{variant}_8xb8-380k_coco-1024x1024.py',
+}
+PARTS = ('backbone', 'pyramid', *WHOLE)
+ARCHS = ('tiny', 'small', 'base')
+MODEL_NAMES = tuple(
+    [f'vim-{arch}' for arch in ARCHS]
+    + [f'deit-{arch}-{attention}' for arch in ARCHS for attention in ('fused', 'explicit')]
+)
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One row of a benchmark.
+
+    Args:
+        model (str): One of ``MODEL_NAMES``; ``fused`` and ``explicit`` are DeiT's attention.
+        part (str): ``'backbone'``; ``'pyramid'``: with SimpleFeaturePyramid; ``'segmentor'``:
+            UperNet; ``'detector'``: Cascade Mask R-CNN.
+        size (int): Side of the images.
+        mode (str): ``'forward'`` without gradients, or ``'train'``: forward, loss and backward.
+        batch_size (int): Images.
+        device (str): ``'cpu'`` or ``'cuda'``.
+        dtype (str): ``'fp32'``, or ``'bf16'`` or ``'fp16'`` by autocast.
+        run (str): ``'eager'``, ``'compile'`` (torch.compile) or ``'graph'`` (a CUDA graph of the
+            forward pass).
+    """
+
+    model: str
+    part: str
+    size: int
+    mode: str = 'forward'
+    batch_size: int = 1
+    device: str = 'cpu'
+    dtype: str = 'fp32'
+    run: str = 'eager'
+
+    @property
+    def attends(self) -> bool:
+        """Whether the cost grows with the square of the tokens."""
+        return self.model.startswith('deit')
+
+
+def build_backbone(name: str, size: int) -> nn.Module:
+    """A backbone as for dense prediction: no class token, the map of the last block."""
+    family, arch, *attention = name.split('-')
+    cfg = dict(type='VisionMamba', arch=arch, img_size=size, cls_token=None)
+    if family == 'deit':
+        cfg.update(type='DeiT', attention=attention[0])
+    return MODELS.build(cfg)
+
+
+def build_whole(name: str, part: str) -> tuple[nn.Module, str]:
+    """The model of a config, and the scope it belongs to."""
+    family, arch, *attention = name.split('-')
+    variant = '-global' if attention else ''
+    path = CONFIGS / WHOLE[part].format(family=family, name=f'{family}-{arch}', variant=variant)
+    if not path.exists():
+        raise ValueError(f'there is no config for the {part} of {name}: {path.name}')
+    cfg = Config.fromfile(path)
+    import_modules_from_strings(**cfg.custom_imports)
+    init_default_scope(cfg.default_scope)
+    if attention:
+        cfg.model.backbone.attention = attention[0]
+    if part == 'detector':
+        cfg.model.data_preprocessor.pop('batch_augments', None)  # pads to the config's size
+    else:
+        cfg.model.data_preprocessor.size = None
+    return MODELS.build(cfg.model), cfg.default_scope
+
+
+class Step:
+    """A subject made ready: calling it runs one step to its end on the device."""
+
+    def __init__(self, subject: Subject) -> None:
+        MMLogger.get_current_instance().setLevel('WARNING')  # how each layer is initialised
+        init_default_scope('mmengine')
+        torch.manual_seed(0)
+        self.subject = subject
+        self.pyramid = None
+        if subject.part in WHOLE:
+            self.model, scope = build_whole(subject.model, subject.part)
+            self.backbone = self.model.backbone
+            batch = generate_batch(scope, subject.batch_size, subject.size)
+        else:
+            self.model = self.backbone = build_backbone(subject.model, subject.size)
+            batch = torch.randn(subject.batch_size, 3, subject.size, subject.size)
+        if subject.part == 'pyramid':
+            self.pyramid = MODELS.build(
+                dict(
+                    type='SimpleFeaturePyramid',
+                    in_channels=self.backbone.embed_dims,
+                    out_channels=256,
+                    norm_cfg=dict(type='LN2d'),
+                    num_outs=5,
+                )
+            )
+            self.model = nn.Sequential(self.backbone, self.pyramid)
+        training = subject.mode == 'train'
+        self.model = self.model.to(subject.device).train(training)
+        self.batch = batch if isinstance(batch, dict) else batch.to(subject.device)
+        self.forward: Callable = self.model
+        if subject.run == 'compile':
+            self.forward = torch.compile(self.model)
+        self.graph = None
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence of one image."""
+        rows, columns = self.backbone.patch_embed.grid(self.subject.size, self.subject.size)
+        return rows * columns + len(self.backbone.cls_token_names)
+
+    def __call__(self) -> None:
+        if self.subject.run == 'graph':
+            self._replay()
+        elif self.subject.mode == 'train':
+            self._train()
+        else:
+            with torch.inference_mode():
+                self._predict()
+        if self.subject.device == 'cuda':
+            torch.cuda.synchronize()
+
+    def _autocast(self):
+        dtype = DTYPES[self.subject.dtype]
+        if dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.subject.device, dtype)
+
+    def _predict(self):
+        with self._autocast():
+            if not isinstance(self.batch, dict):
+                return self.forward(self.batch)
+            batch = self.model.data_preprocessor(copy.deepcopy(self.batch), False)
+            return self.forward(**batch, mode='predict')
+
+    def _train(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        with self._autocast():
+            if isinstance(self.batch, dict):
+                batch = self.model.data_preprocessor(copy.deepcopy(self.batch), True)
+                loss, _ = self.model.parse_losses(self.forward(**batch, mode='loss'))
+            else:
+                loss = sum(feature.float().square().mean() for feature in self.forward(self.batch))
+        loss.backward()
+
+    def _replay(self) -> None:
+        if self.graph is None:
+            with torch.inference_mode():
+                side = torch.cuda.Stream()
+                with torch.cuda.stream(side):
+                    for _ in range(3):
+                        self._predict()
+                torch.cuda.current_stream().wait_stream(side)
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    self._predict()
+        self.graph.replay()
+
+    def count_flops(self) -> int | None:
+        """FLOPs of a forward pass of one image, counted on shapes alone; None for whole models.
+
+        What a detector computes depends on what it finds: ``get_flops.py`` counts whole models.
+        """
+        from ..utils.flops import count_flops
+
+        if self.subject.part in WHOLE:
+            return None
+        model = copy.deepcopy(self.model).eval().to('meta')
+        size = self.subject.size
+        image: Tensor = torch.empty(1, 3, size, size, device='meta')
+        with torch.no_grad():
+            return count_flops(lambda: model(image))

@@ -1,0 +1,188 @@
+"""A process of its own for each subject, so that one that runs out of memory takes nothing along.
+
+Workers hold their models and wait; the parent lets them run one step in turn, so that a machine
+that slows down slows all of them down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import time
+import traceback
+import warnings
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+
+from ..utils.measure import PeakMemory
+from .subjects import Step, Subject
+
+__all__ = ['Result', 'Worker']
+
+OUT_OF_MEMORY = 'out of memory'
+# What torch says on the CPU, and Linux through Python.
+MEMORY_WORDS = ("can't allocate memory", 'Cannot allocate memory', 'not enough memory')
+
+
+@dataclass
+class Result:
+    """What is known of a subject.
+
+    Args:
+        subject (Subject): The subject; its batch size is the one that was run.
+        status (str): ``'ok'``, ``'out of memory'``, or what went wrong.
+        times (list[float]): Seconds of each timed step.
+        memory (int | None): Peak bytes of a step beyond what model and images take; None where the
+            system does not tell.
+        parameters (int | None): Of the model.
+        flops (int | None): Of a forward pass of one image.
+        tokens (int | None): Length of one image's sequence.
+    """
+
+    subject: Subject
+    status: str = 'ok'
+    times: list[float] = field(default_factory=list)
+    memory: int | None = None
+    parameters: int | None = None
+    flops: int | None = None
+    tokens: int | None = None
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Result:
+        return cls(**{**data, 'subject': Subject(**data['subject'])})
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(words in str(error) for words in MEMORY_WORDS)
+
+
+def limit_memory(limit: int | None) -> None:
+    """Let this process have so many bytes more than it has now; asking for more is an error."""
+    if limit is not None:
+        import resource
+
+        used = PeakMemory.status('VmSize')
+        resource.setrlimit(resource.RLIMIT_AS, (used + limit, resource.RLIM_INFINITY))
+
+
+def warm_libraries(subject: Subject) -> None:
+    """Run something small, so that loading libraries is not counted as the step's memory."""
+    small = replace(subject, part='backbone', size=64, batch_size=1, run='eager')
+    Step(small)()
+
+
+def largest_step(subject: Subject) -> Step:
+    """The step with the largest power of two as its batch size that fits."""
+    step = Step(replace(subject, batch_size=1))
+    step()
+    while True:
+        try:
+            larger = Step(replace(subject, batch_size=2 * step.subject.batch_size))
+            larger()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return step
+        step = larger
+
+
+def prepare(subject: Subject, warm_up: int) -> tuple[Step, Result]:
+    """Build the step and learn all but its time."""
+    warm_libraries(subject)
+    if subject.batch_size == 0:
+        step = largest_step(subject)
+    else:
+        step = Step(subject)
+    memory = PeakMemory(subject.device)
+    before = memory.reset()
+    step()
+    peak = None if before is None else memory.peak() - before
+    for _ in range(warm_up - 1):
+        step()
+    result = Result(step.subject, memory=peak, parameters=step.parameters, tokens=step.tokens)
+    result.flops = step.count_flops()
+    return step, result
+
+
+def serve(pipe, subject: Subject, threads: int, limit: int | None, warm_up: int) -> None:
+    """Run in the worker: answer ``'prepare'`` with a Result and ``'step'`` with seconds."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(threads)
+    step = None
+    try:
+        if subject.device == 'cpu':
+            limit_memory(limit)
+        while pipe.recv() != 'stop':
+            if step is None:
+                step, answer = prepare(subject, warm_up)
+            else:
+                start = time.perf_counter()
+                step()
+                answer = time.perf_counter() - start
+            pipe.send(answer)
+    except Exception as error:
+        if is_out_of_memory(error):
+            pipe.send(OUT_OF_MEMORY)
+        else:
+            traceback.print_exc()
+            pipe.send(f'{type(error).__name__}: {str(error).splitlines()[0]}')
+
+
+class Worker:
+    """The parent's side of one subject's process.
+
+    Args:
+        subject (Subject): What it runs; a batch size of 0 means the largest that fits.
+        threads (int): Of torch.
+        limit (int | None): Bytes that the process may ask for on the CPU.
+        warm_up (int): Steps before the first timed one.
+    """
+
+    def __init__(self, subject: Subject, threads: int, limit: int | None, warm_up: int) -> None:
+        context = multiprocessing.get_context('spawn')
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(theirs, subject, threads, limit, warm_up), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.result = Result(subject)
+
+    def _ask(self, what: str):
+        """The answer, or None once nothing more is to be had from the process."""
+        try:
+            self.pipe.send(what)
+            answer = self.pipe.recv()
+        except (EOFError, OSError):  # Linux ends processes that it has no memory for
+            self.process.join()
+            killed = self.process.exitcode == -signal.SIGKILL
+            answer = OUT_OF_MEMORY if killed else f'process ended with {self.process.exitcode}'
+        if isinstance(answer, str):
+            self.result.status = answer
+            return None
+        return answer
+
+    def prepare(self) -> None:
+        self.result = self._ask('prepare') or self.result
+
+    def step(self) -> None:
+        """Run and time one step, if nothing is in the way."""
+        if self.result.status == 'ok':
+            seconds = self._ask('step')
+            if seconds is not None:
+                self.result.times.append(seconds)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.pipe.send('stop')
+        self.process.join(timeout=10)
+        if self.process.is_alive():
+            self.process.kill()
+        self.pipe.close()

@@ -1,0 +1,95 @@
+"""tools/benchmark.py: what it writes, how it compares, and that memory running out is a result."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from command_line import passed, refused, tool
+
+from mmvim.benchmark import report
+from mmvim.benchmark.subjects import MODEL_NAMES, Subject
+from mmvim.benchmark.worker import OUT_OF_MEMORY, Result
+
+
+def results():
+    subject = Subject('vim-tiny', 'backbone', 512)
+    slow = replace(subject, model='deit-tiny-explicit')
+    return [
+        Result(subject, times=[0.1, 0.2, 0.3], memory=2**20, parameters=7_000_000, tokens=1024),
+        Result(slow, status=OUT_OF_MEMORY),
+    ]
+
+
+def test_table_gives_medians_spread_and_ratios():
+    header, table = report.rows(results())
+    cells = dict(zip(header, table[0], strict=True))
+    assert cells['ms'] == '200.0'
+    assert cells['images/s'] == '5'
+    assert cells['spread'] == '±50%'
+    assert cells['memory MiB'] == '1'
+    assert dict(zip(header, table[1], strict=True))['images/s'] == OUT_OF_MEMORY
+
+    before = [replace(results()[0], times=[0.4], memory=2**21)]
+    header, table = report.rows(results(), before)
+    cells = dict(zip(header, table[0], strict=True))
+    assert cells['speed / baseline'] == '2.00'
+    assert cells['memory / baseline'] == '0.50'
+    assert dict(zip(header, table[1], strict=True))['speed / baseline'] == ''
+
+
+def test_results_come_back_from_json(tmp_path):
+    path = tmp_path / 'benchmark.json'
+    report.save(path, results(), {'machine': 'a'})
+    assert report.load(path) == (results(), {'machine': 'a'})
+    for content in ('{', '[]', '{"results": [{"subject": {"bogus": 1}}], "machine": {}}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match='no result of this benchmark'):
+            report.load(path)
+
+
+def test_plot(tmp_path):
+    report.plot(tmp_path / 'plot.png', results(), 'title')
+    assert (tmp_path / 'plot.png').stat().st_size > 1000
+
+
+def test_both_kinds_of_attention_are_named():
+    assert {'deit-tiny-fused', 'deit-tiny-explicit', 'vim-tiny'} <= set(MODEL_NAMES)
+
+
+def test_end_to_end(tmp_path):
+    common = ['--sizes', '48', '--repeat', '2', '--warm-up', '1', '--threads', '1']
+    models = ['--models', 'vim-tiny', 'deit-tiny-explicit']
+    passed(tool('benchmark.py', *models, *common, '--out', tmp_path))
+    vim, deit = (r for r in report.load(tmp_path / 'benchmark.json')[0])
+    assert vim.status == deit.status == 'ok'
+    assert len(vim.times) == len(deit.times) == 2
+    assert vim.tokens == 9
+    assert vim.memory > 0
+    assert vim.flops > 9 * 2 * 6e6  # about two per parameter and token
+    assert 'python' in (tmp_path / 'benchmark.md').read_text()
+
+    again = tmp_path / 'again'
+    baseline = ['--baseline', tmp_path / 'benchmark.json']
+    train = ['--mode', 'train', '--part', 'pyramid', '--models', 'vim-tiny']
+    passed(tool('benchmark.py', *train, *common, '--out', again, *baseline))
+    assert 'speed / baseline' in (again / 'benchmark.md').read_text()
+
+
+def test_out_of_memory_is_a_result(tmp_path):
+    given = ['--models', 'deit-tiny-explicit', '--sizes', '2048', '--memory-limit', '1']
+    passed(tool('benchmark.py', *given, '--repeat', '1', '--out', tmp_path))
+    data = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert [entry['status'] for entry in data['results']] == [OUT_OF_MEMORY]
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (['--run', 'graph', '--device', 'cpu'], '--run graph needs --device cuda'),
+        (['--batch-size', 'many'], "--batch-size must be a number or 'max'"),
+        (['--sizes', '8'], '--sizes must be at least one patch'),
+        (['--baseline', 'missing.json'], '--baseline'),
+    ],
+)
+def test_bad_arguments(given, message, tmp_path):
+    assert message in refused(tool('benchmark.py', *given, '--out', tmp_path))

@@ -1,0 +1,203 @@
+"""Speed, memory and growth of Vim beside DeiT, on whatever machine this is.
+
+    python tools/benchmark.py                                   # tiny models, forward
+    python tools/benchmark.py --mode train --sizes 224 512
+    python tools/benchmark.py --part detector --sizes 1024
+    python tools/benchmark.py --device cuda --dtype bf16 --run graph --batch-size 64
+    python tools/benchmark.py --huge                            # up to 16384 x 16384, Vim only
+
+Every model has a process of its own. At each size, the models take turns, one step each, and the
+median over the turns is given, with half of the range as its spread. The peak memory is that of the
+first step, beyond what the model and the images take. A model that runs out of memory is reported
+as such and the others go on. DeiT is measured with torch's fused attention and with an explicit
+softmax, which stores the attention matrix, as the Vim paper did.
+
+Writes benchmark.json, benchmark.md and benchmark.png to --out.
+"""
+
+import argparse
+import datetime
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mmvim.benchmark import report
+from mmvim.benchmark.subjects import DTYPES, MODEL_NAMES, PARTS, Subject
+from mmvim.benchmark.worker import Result, Worker
+from mmvim.utils.measure import processor
+from mmvim_ops import available_backends
+
+GIB = 2**30
+SIZES = [224, 512, 640, 738, 1024, 1248, 2048]
+HUGE = [4096, 8192, 16384]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    tiny = [name for name in MODEL_NAMES if '-tiny' in name]
+    add('--models', nargs='+', default=tiny, choices=MODEL_NAMES, help=f'default: {tiny}')
+    add('--part', choices=PARTS, default='backbone', help='how much of it (default: %(default)s)')
+    add('--sizes', type=int, nargs='+', default=SIZES, help='image sides (default: %(default)s)')
+    add('--huge', action='store_true', help=f'only Vim, one step each, at sides {HUGE}')
+    add('--mode', choices=['forward', 'train'], default='forward', help='default: %(default)s')
+    add('--batch-size', default='1', help="images, or 'max': the largest power of two that fits")
+    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu or cuda')
+    add('--dtype', choices=DTYPES, default='fp32', help='bf16 and fp16 are autocast')
+    runs = ['eager', 'compile', 'graph']
+    add('--run', choices=runs, default='eager', help='torch.compile or a CUDA graph')
+    add('--threads', type=int, default=torch.get_num_threads(), help='on the CPU: %(default)s')
+    add('--repeat', type=int, default=7, help='timed steps of each (default: %(default)s)')
+    add('--warm-up', type=int, default=2, help='steps before them (default: %(default)s)')
+    add(
+        *('--max-seconds',),
+        type=float,
+        default=120,
+        help='no further steps of a model at a size after this long (default: %(default)s)',
+    )
+    add('--memory-limit', type=float, help='GiB on the CPU (default: 9/10 of what is available)')
+    add('--out', type=Path, default=Path('work_dirs/benchmark'), help='folder (%(default)s)')
+    add('--baseline', type=Path, help='benchmark.json of an earlier run to compare with')
+    args = parser.parse_args()
+    check(parser, args)
+    return args
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what cannot be measured before anything is."""
+    if args.device not in ('cpu', 'cuda'):
+        parser.error(f'--device must be cpu or cuda, got {args.device}')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('--device cuda: torch finds no GPU here')
+    if args.run == 'graph' and (args.device != 'cuda' or args.mode != 'forward'):
+        parser.error('--run graph needs --device cuda and --mode forward')
+    if args.batch_size != 'max' and not args.batch_size.isdigit():
+        parser.error(f"--batch-size must be a number or 'max', got {args.batch_size}")
+    args.batch_size = 0 if args.batch_size == 'max' else max(1, int(args.batch_size))
+    for name in ('repeat', 'warm_up', 'threads'):
+        if getattr(args, name) < 1:
+            parser.error(f'--{name.replace("_", "-")} must be at least 1')
+    if min(args.sizes) < 16:
+        parser.error(f'--sizes must be at least one patch (16), got {min(args.sizes)}')
+    if args.baseline is not None:
+        try:
+            args.baseline, _ = report.load(args.baseline)
+        except (OSError, ValueError) as error:
+            parser.error(f'--baseline: {error}')
+    if args.huge:
+        args.sizes, args.repeat, args.warm_up = HUGE, 1, 1
+        args.models = [name for name in args.models if name.startswith('vim')] or ['vim-tiny']
+
+
+def subjects_of(args: argparse.Namespace) -> list[list[Subject]]:
+    """Those of one size together, small sizes first."""
+    return [
+        [
+            Subject(
+                *(model, args.part, size, args.mode, args.batch_size),
+                *(args.device, args.dtype, args.run),
+            )
+            for model in args.models
+        ]
+        for size in sorted(set(args.sizes))
+    ]
+
+
+def memory_limit(args: argparse.Namespace) -> int | None:
+    """Bytes that a process may ask for; None where the system does not tell what there is."""
+    if args.memory_limit is not None:
+        return int(args.memory_limit * GIB)
+    path = Path('/proc/meminfo')
+    if not path.exists():
+        return None
+    lines = path.read_text().splitlines()
+    available = next(1024 * int(x.split()[1]) for x in lines if x.startswith('MemAvailable'))
+    return available * 9 // 10
+
+
+def measure(subjects: list[Subject], args: argparse.Namespace, advance) -> list[Result]:
+    """Take turns until all have ``args.repeat`` times."""
+    workers = []
+    try:
+        for subject in subjects:
+            advance(f'{subject.model} at {subject.size}: first step', 0)
+            worker = Worker(subject, args.threads, memory_limit(args), args.warm_up)
+            workers.append(worker)
+            worker.prepare()
+        for turn in range(args.repeat):
+            for worker in workers:
+                times = worker.result.times
+                advance(f'{worker.result.subject.model} at {worker.result.subject.size}', 1)
+                if turn == 0 or sum(times) < args.max_seconds:
+                    worker.step()
+    finally:
+        for worker in workers:
+            worker.close()
+    return [worker.result for worker in workers]
+
+
+def machine(args: argparse.Namespace) -> dict:
+    """What the figures depend on."""
+    torch.set_num_threads(args.threads)
+    return {
+        'command': shlex.join(['python', *sys.argv]),
+        'date': datetime.date.today().isoformat(),
+        'machine': processor(args.device),
+        'versions': f'torch {torch.__version__}, Python {platform.python_version()}',
+        'backends of the scan': ', '.join(available_backends()),
+    }
+
+
+def show(console: Console, results: list[Result], args: argparse.Namespace) -> None:
+    header, cells = report.rows(results, args.baseline or ())
+    table = Table(*header, title=f'{args.mode}, {args.device}, {args.dtype}, {args.run}')
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
+
+
+def main() -> None:
+    args = parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    console, about, results = Console(), machine(args), []
+    groups = subjects_of(args)
+    bar = Progress(
+        *(SpinnerColumn(), *Progress.get_default_columns()[:2]),
+        *(MofNCompleteColumn(), TimeElapsedColumn()),
+        console=console,
+    )
+    start = time.perf_counter()
+    with bar:
+        task = bar.add_task('', total=sum(map(len, groups)) * args.repeat)
+
+        def advance(text: str, steps: int) -> None:
+            bar.update(task, description=text, advance=steps)
+
+        for group in groups:
+            results += measure(group, args, advance)
+            report.save(args.out / 'benchmark.json', results, about)
+    show(console, results, args)
+    about['time of the whole run'] = f'{time.perf_counter() - start:.0f} s'
+    report.save(args.out / 'benchmark.json', results, about)
+    header, cells = report.rows(results, args.baseline or ())
+    (args.out / 'benchmark.md').write_text(report.markdown(header, cells, about))
+    title = f'{args.part}, {args.mode}, {args.dtype}, {about["machine"]}'
+    report.plot(args.out / 'benchmark.png', results, title)
+    console.print(f'benchmark.json, benchmark.md and benchmark.png are in {args.out}')
+    failed = [r for r in results if r.status not in ('ok', 'out of memory')]
+    for result in failed:
+        console.print(f'{result.subject.model} at {result.subject.size}: {result.status}')
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == '__main__':
+    main()
