@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# On a machine with a GPU, torch with CUDA and nvcc, and no network: compile the CUDA kernels, check every
+# backend, run the tests that need a GPU, measure. Usage: ops/measure_gpu.sh [arguments of
+# ops/benchmark_gpu.py]; PYTHON names the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+export PYTHONPATH=$PWD/ops${PYTHONPATH:+:$PYTHONPATH}
+
+"$python" ops/build_cuda.py --verbose
+"$python" -m mmvim_ops || echo 'a backend is not in order, see above' # measure the others all the same
+if "$python" -c 'import pytest' 2>/dev/null; then
+  "$python" -m pytest -q -p no:cacheprovider tests/ops/test_cuda_backend.py tests/ops/test_triton_backend.py \
+    -k 'gpu or graph' || echo 'tests failed, see above'
+fi
+"$python" ops/benchmark_gpu.py "$@"
