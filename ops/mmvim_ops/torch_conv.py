@@ -2,8 +2,6 @@
 
 from contextlib import nullcontext
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 
