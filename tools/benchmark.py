@@ -159,7 +159,7 @@ def machine(args: argparse.Namespace) -> dict:
 
 def show(console: Console, results: list[Result], args: argparse.Namespace) -> None:
     header, cells = report.rows(results, args.baseline or ())
-    table = Table(*header, title=f'{args.mode}, {args.device}, {args.dtype}, {args.run}')
+    table = Table(*header, box=None, title=f'{args.mode}, {args.device}, {args.dtype}, {args.run}')
     for row in cells:
         table.add_row(*row)
     console.print(table)
@@ -169,6 +169,8 @@ def main() -> None:
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     console, about, results = Console(), machine(args), []
+    if not console.is_terminal:
+        console.width = 150
     groups = subjects_of(args)
     bar = Progress(
         *(SpinnerColumn(), *Progress.get_default_columns()[:2]),
