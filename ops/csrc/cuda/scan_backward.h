@@ -201,10 +201,6 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
     set(tile.grad_delta, by_delta);
   };
 
-  // Which of two directions has y of this element in an earlier tile of the pass?
-  auto visit_of = [&](int i, int t) {
-    return visit(tiles - 1 - i, tiles - 1 - (place.length - 1 - i * kSteps - t) / kSteps);
-  };
   // Gradients of the elements of a tile, once the sums over states are known.
   auto finish = [&](int i, int steps) {
     auto u_at = elements.template walk<const T>(direction.u, i);
@@ -215,11 +211,13 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
     auto grad_delta_at = elements.template walk<T>(direction.grad_delta, i);
     auto grad_z_at = elements.template walk<T>(scan.grad_z, i);
     auto partial_at = elements.template walk<float>(scan.partial, i);
+    const Visits visits(place.length, i, true);
+    const Visit visit = two ? visits.all(steps) : Visit::kSecond;
     auto write_grad_z = [&](int j, float y) {
       float z = to_float(z_at[j]), s = sigmoid(z), g = to_float(g_at[j]) * scale;
       assign(grad_z_at[j], y * g * s * fmaf(z, 1 - s, 1.f));
     };
-    elements.each_in_turn(steps, [&](int j, int t, int c) {
+    elements.each(steps, [&](int j, int t, int c) {
       const int at = t * pitch + c;
       float u = to_float(u_at[j]), g = tile.g[at], by_scaled = tile.grad_scaled[at];
       float by_u = by_scaled * tile.delta[at];
@@ -231,31 +229,37 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
       tile.grad_delta[at] = by_delta;
       tile.scaled[at] = g * u;
       if (!gated) return;
-      Visit visit = two ? visit_of(i, t) : Visit::kSecond;
-      if (visit == Visit::kFirst || (visit == Visit::kTogether && place.direction == 0))
-        partial_at[j] = tile.y[at];
-      else if (visit == Visit::kSecond)
-        write_grad_z(j, two ? tile.y[at] + partial_at[j] : tile.y[at]);
+      if (visit == Visit::kFirst) partial_at[j] = tile.y[at];
+      if (visit == Visit::kSecond) write_grad_z(j, two ? tile.y[at] + partial_at[j] : tile.y[at]);
     });
-    __syncthreads();
-    if (gated && two)
+    if (gated && visit == Visit::kMixed) {
       elements.each_in_turn(steps, [&](int j, int t, int c) {
-        if (visit_of(i, t) == Visit::kTogether && place.direction == 1)
+        if (visits.is_first(t, place.direction)) partial_at[j] = tile.y[t * pitch + c];
+      });
+      __syncthreads();
+      elements.each_in_turn(steps, [&](int j, int t, int c) {
+        if (!visits.is_first(t, place.direction))
           write_grad_z(j, tile.y[t * pitch + c] + partial_at[j]);
       });
+    }
+    __syncthreads();
   };
   // Sums over the channels of the block for B and C; the next block of channels adds to them.
   auto write_matrix = [&](const Matrix& m, float* to, int first, int steps, int which) {
     if (!m.varying) return;
-    to += ((opaque(place.batch) * scan.groups + place.group) * scan.splits + split) * scan.length * states;
+    const int64_t row = (opaque(place.batch) * scan.groups + place.group) * scan.splits + split;
+    const bool add = place.member > split * place.width;
+    to += (row * scan.length + place.time(first)) * states;
+    const int warps = place.threads / 32;
     for (int e = place.thread; e < steps * Shape::kStates; e += place.threads) {
       int t = e / Shape::kStates, n = e % Shape::kStates;
       if (n >= states) continue;
+      const float* from = tile.sums + (t * 2 + which) * Shape::kStates + n;
       float sum = 0;
-      for (int w = 0; w < int(scan.warps); w++)
-        sum += tile.sums[((w * kSteps + t) * 2 + which) * Shape::kStates + n];
-      float* at = to + place.time(first + t) * states + n;
-      *at = place.member > split * place.width ? *at + sum : sum;
+#pragma unroll 1
+      for (int w = 0; w < warps; w++) sum += from[w * kSteps * 2 * Shape::kStates];
+      int64_t at = place.step * t * states + n;
+      to[at] = add ? to[at] + sum : sum;
     }
   };
   auto write_states = [&](float* to, const float (&values)[R][S]) {

@@ -106,12 +106,17 @@ template <class Shape> struct Elements {
                 + opaque(place.time(tile * kSteps + time)) * x.time,
             opaque(channel_apart) * x.channel + place.step * opaque(time_apart) * x.time};
   }
-  // f(i, t, c) for those that exist; unrolled, so that i indexes registers.
+  // f(i, t, c) for those that exist; unrolled, so that i indexes registers. Most tiles are whole and
+  // need no questions.
   template <class F> __device__ __forceinline__ void each(int steps, F f) const {
     int t = opaque(time), c = opaque(channel), dt = opaque(time_apart), dc = opaque(channel_apart);
+    if (whole(steps)) {
 #pragma unroll
-    for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc) {
-      if (t < steps && c < place.channels) f(i, t, c);
+      for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc) f(i, t, c);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc)
+        if (t < steps && c < place.channels) f(i, t, c);
     }
   }
   // The same, where i indexes memory only.
@@ -124,10 +129,18 @@ template <class Shape> struct Elements {
   // f(i, t, c, exists) for all in the tile.
   template <class F> __device__ __forceinline__ void every(int steps, F f) const {
     int t = opaque(time), c = opaque(channel), dt = opaque(time_apart), dc = opaque(channel_apart);
+    if (whole(steps)) {
 #pragma unroll
-    for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc) {
-      if (t < kSteps && c < place.width) f(i, t, c, t < steps && c < place.channels);
+      for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc) f(i, t, c, true);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc)
+        if (t < kSteps && c < place.width) f(i, t, c, t < steps && c < place.channels);
     }
+  }
+  // Whether all elements of all threads exist.
+  __device__ __forceinline__ bool whole(int steps) const {
+    return Shape::kChannels * kSteps % 32 == 0 && steps == kSteps && place.channels == place.width;
   }
 };
 
@@ -141,17 +154,16 @@ template <class T, class Shape> struct MatrixLoader {
                                               int last, F f) {
     bool states_first = (m.state < 0 ? -m.state : m.state) <= (m.time < 0 ? -m.time : m.time);
     if constexpr (Shape::kStates <= 32) {      // a thread's are equally far apart
-      int across = states_first ? Shape::kStates : kSteps;
       int thread = opaque(place.thread);
-      int low = thread % across, high = thread / across, apart = place.threads / across;
-      int64_t along = place.step * m.time;
-      int64_t offset = states_first ? low * m.state + high * along : low * along + high * m.state;
-      int64_t stride = opaque(apart) * (states_first ? along : m.state);
+      int low = thread % kSteps, high = thread / kSteps, apart = place.threads / kSteps;
+      static_assert(Shape::kStates == kSteps || Shape::kStates > 32, "");
+      int64_t of_low = states_first ? m.state : place.step * m.time;
+      int64_t of_high = states_first ? place.step * m.time : m.state;
+      int64_t offset = low * of_low + high * of_high, stride = opaque(apart) * of_high;
 #pragma unroll
-      for (int i = first; i < last; i++) {
-        int other = high + i * apart;
-        if (i * place.threads >= kSteps * Shape::kStates) break;
-        f(i, states_first ? other : low, states_first ? low : other, offset + i * stride);
+      for (int i = first; i < last; i++, high += apart, offset += stride) {
+        if (i * apart >= kSteps) break;
+        f(i, states_first ? high : low, states_first ? low : high, offset);
       }
     } else {
 #pragma unroll
@@ -173,17 +185,25 @@ template <class T, class Shape> struct MatrixLoader {
                                         int step, int steps) {
     if (!m.varying) return;
     const T* from = tile_of(m, place, step);
-    each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t offset) {
-      if (t < steps && n < states) ahead[i] = from[offset];
-    });
+    if (steps == kSteps && states == Shape::kStates)
+      each(m, place, 0, Shape::kAhead, [&](int i, int, int, int64_t at) { ahead[i] = from[at]; });
+    else
+      each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t at) {
+        if (t < steps && n < states) ahead[i] = from[at];
+      });
   }
   __device__ __forceinline__ void store(const Matrix& m, const Place<Shape>& place, int states,
                                         int step, int steps, float* tile) const {
     if (!m.varying) return;
-    each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t) {
-      bool exists = t < steps && n < states;
-      tile[t * Shape::kPitch + n] = exists ? to_float(ahead[i]) : 0.f;
-    });
+    if (steps == kSteps && states == Shape::kStates)
+      each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t) {
+        tile[t * Shape::kPitch + n] = to_float(ahead[i]);
+      });
+    else
+      each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t) {
+        bool exists = t < steps && n < states;
+        tile[t * Shape::kPitch + n] = exists ? to_float(ahead[i]) : 0.f;
+      });
     constexpr int kAll = kSteps * Shape::kStates / 32;
     const T* from = tile_of(m, place, step);
     for (int i = Shape::kAhead; i < kAll; i++)     // of many states: the rest, straight away
@@ -309,15 +329,32 @@ __device__ __forceinline__ float sum_parts(const float (&x)[kStride], int part) 
   return sum;
 }
 
-// Which of two directions comes to an element of the tile-th tile first? The one that comes second
-// finds the other's part of the sum and finishes.
-enum class Visit { kFirst, kSecond, kTogether };
+// Which of two directions comes to an element of the sequence first? The one that comes second finds
+// the other's part of the sum and finishes. A tile may have both kinds, and elements that both come
+// to at the same time; then direction 1 counts as second, after a barrier. Both directions have the
+// same answer for tiles of the same number, as each counts from its own end.
+enum class Visit { kFirst, kSecond, kMixed };
 
-// `tile` is counted in the order of the pass, `mirrored` the position from the scan's other end.
-__device__ __forceinline__ Visit visit(int tile, int other_tile) {
-  return other_tile == tile ? Visit::kTogether
-      : other_tile > tile ? Visit::kFirst : Visit::kSecond;
-}
+struct Visits {
+  int tile, last;      // of the scan; the position of its first step from the scan's other end
+  bool backward;       // the pass goes from the last tile to the first
+
+  __device__ __forceinline__ Visits(int length, int tile, bool backward)
+      : tile(tile), last(length - 1 - tile * kSteps), backward(backward) {}
+
+  __device__ __forceinline__ Visit compare(int other) const {
+    if (other == tile) return Visit::kMixed;
+    return (other > tile) != backward ? Visit::kFirst : Visit::kSecond;
+  }
+  __device__ __forceinline__ Visit all(int steps) const {
+    Visit from = compare(last / kSteps), to = compare((last + 1 - steps) / kSteps);
+    return from == to ? from : Visit::kMixed;
+  }
+  __device__ __forceinline__ bool is_first(int t, int direction) const {
+    Visit visit = compare((last - t) / kSteps);
+    return visit == Visit::kFirst || (visit == Visit::kMixed && direction == 0);
+  }
+};
 
 // Shared memory in floats.
 template <class Shape> struct Layout {

@@ -206,10 +206,6 @@ scan_forward(const __grid_constant__ Scan scan) {
       raw_delta[j] = delta_at[j];
     });
   };
-  // The other direction is at this element in its tile `theirs`, at the same time as its own i.
-  auto visit_of = [&](int i, int t) {
-    return visit(i, (place.length - 1 - i * kSteps - t) / kSteps);
-  };
 
   fetch(0);
   for (int i = 0; i < tiles; i++) {
@@ -229,10 +225,13 @@ scan_forward(const __grid_constant__ Scan scan) {
     auto z_at = elements.template walk<const T>(scan.z, i);
     auto partial_at = elements.template walk<float>(scan.partial, i);
     auto out_at = elements.template walk<T>(scan.out, i);
-    elements.each(steps, [&](int j, int t, int) {
-      if (gated) raw_z[j] = z_at[j];
-      if (two && visit_of(i, t) == Visit::kSecond) other[j] = partial_at[j];
-    });
+    const Visits visits(place.length, i, false);
+    const Visit visit = two ? visits.all(steps) : Visit::kSecond;
+    if (visit == Visit::kSecond)
+      elements.each(steps, [&](int j, int, int) {
+        if (gated) raw_z[j] = z_at[j];
+        if (two) other[j] = partial_at[j];
+      });
     if (direction.checkpoints != nullptr && first % kSegment == 0) {
       int64_t segments = (scan.length + kSegment - 1) / kSegment;
       int64_t segment = (place.chunk * scan.chunk_length + first) / kSegment;
@@ -272,17 +271,20 @@ scan_forward(const __grid_constant__ Scan scan) {
       if (gated) y *= to_float(z[j]) * sigmoid(to_float(z[j]));
       assign(out_at[j], y);
     };
-    elements.each(steps, [&](int j, int t, int c) {
-      float y = tile.y[t * pitch + c];
-      Visit visit = two ? visit_of(i, t) : Visit::kSecond;
-      if (visit == Visit::kFirst || (visit == Visit::kTogether && place.direction == 0))
-        partial_at[j] = y;
-      else if (visit == Visit::kSecond) finish(raw_z, j, two ? y + other[j] : y);
-    });
-    if (two) {
+    if (visit == Visit::kFirst) {
+      elements.each(steps, [&](int j, int t, int c) { partial_at[j] = tile.y[t * pitch + c]; });
+    } else if (visit == Visit::kSecond) {
+      elements.each(steps, [&](int j, int t, int c) {
+        float y = tile.y[t * pitch + c];
+        finish(raw_z, j, two ? y + other[j] : y);
+      });
+    } else {
+      elements.each_in_turn(steps, [&](int j, int t, int c) {
+        if (visits.is_first(t, place.direction)) partial_at[j] = tile.y[t * pitch + c];
+      });
       __syncthreads();
       elements.each_in_turn(steps, [&](int j, int t, int c) {
-        if (visit_of(i, t) == Visit::kTogether && place.direction == 1)
+        if (!visits.is_first(t, place.direction))
           finish(z_at, j, tile.y[t * pitch + c] + partial_at[j]);
       });
     }
