@@ -144,7 +144,7 @@ inline void run_block(int threads, size_t shared_bytes) {
   if (int(block.fibers.size()) < threads) block.fibers.resize(threads);
   block.warp_turns.assign(size_t(threads + 31) / 32, 0);
   block.warp_arrived.assign(size_t(threads + 31) / 32, 0);
-  std::vector<float4> shared((shared_bytes + 15) / 16);
+  std::vector<float4> shared((shared_bytes + 15) / 16 + 1);
   std::memset(static_cast<void*>(shared.data()), 0xff, shared.size() * sizeof(float4));
   block.shared = reinterpret_cast<char*>(shared.data());
   for (int i = 0; i < threads; i++) {
