@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from mmvim.utils.memory import keep_freed_memory
 from mmvim_ops import scan_block_
 
 from .linear import linear
@@ -20,9 +21,8 @@ from .mamba_mixer import MambaMixer
 
 __all__ = ['Workspace', 'run_blockwise']
 
-# Tokens at a time: enough for matrix products at full speed, few enough for the cache and for
-# malloc to keep their memory (docs/efficiency.md).
-STRETCH = 768
+# Tokens at a time, about: enough for matrix products at full speed, few enough for the cache.
+STRETCH = 1024
 
 
 class Workspace:
@@ -31,16 +31,18 @@ class Workspace:
     Args:
         tokens (Tensor): (B, L, C), of which shape, dtype and device are taken.
         inner_dims (int): Channels E of the scans.
-        stretch (int): Most tokens that are worked through together.
+        stretch (int): Tokens that are worked through together, to the nearest whole number of
+            equal stretches.
     """
 
     def __init__(self, tokens: Tensor, inner_dims: int, stretch: int = STRETCH) -> None:
         batch, length, _ = tokens.shape
         self.x = tokens.new_empty(batch, length, inner_dims)
         self.y = tokens.new_empty(batch, length, inner_dims)
-        count = -(-length // stretch)
+        count = max(1, round(length / stretch))
         borders = [length * i // count for i in range(count + 1)]
         self.stretches = [slice(*pair) for pair in pairwise(borders)]
+        keep_freed_memory()
 
 
 def run_blockwise(
