@@ -17,7 +17,15 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from .checkpoint import CheckpointError, guard_checkpoints
 
-__all__ = ['UserError', 'check_data', 'command_line', 'common_parser', 'load_config', 'run']
+__all__ = [
+    'UserError',
+    'check_data',
+    'command_line',
+    'common_parser',
+    'load_config',
+    'read_config',
+    'run',
+]
 
 # default_scope of a config -> this project's extra that installs the package
 EXTRAS = {'mmseg': 'seg', 'mmdet': 'det', 'mmpretrain': 'cls'}
@@ -66,24 +74,29 @@ def command_line(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config and apply what the command line says.
+def read_config(path: str, options: dict | None = None) -> Config:
+    """Read a config and change the settings that ``options`` (``--cfg-options``) name.
 
     Raises:
         UserError: There is no such file, or the package of its scope is not installed.
     """
-    if not Path(args.config).is_file():
-        raise UserError(f'config {args.config}: there is no such file')
+    if not Path(path).is_file():
+        raise UserError(f'config {path}: there is no such file')
     try:
-        cfg = Config.fromfile(args.config)
+        cfg = Config.fromfile(path)
     except ImportError as error:
         missing = (error.name or str(error)).split()[0]
-        raise _not_installed(args.config, missing) if missing in EXTRAS else error from None
+        raise _not_installed(path, missing) if missing in EXTRAS else error from None
     scope = cfg.get('default_scope', 'mmengine')
     if scope in EXTRAS and find_spec(scope) is None:
-        raise _not_installed(args.config, scope)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+        raise _not_installed(path, scope)
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply what the command line says; raises as :func:`read_config`."""
+    cfg = read_config(args.config, args.cfg_options)
     # What --cfg-options load_from, --resume and test.py name may be an official file.
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='FitCheckpointHook')]
     cfg.launcher = args.launcher
