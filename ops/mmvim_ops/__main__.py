@@ -7,8 +7,13 @@ import warnings
 import torch
 
 from .backends import BACKENDS, Backend, choose_backend
-from .interface import Direction, bidirectional_selective_scan, selective_scan
-from .naive import selective_scan_naive
+from .interface import (
+    Direction,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    selective_scan,
+)
+from .naive import causal_conv1d_naive, selective_scan_naive
 
 TOLERANCE = 1e-4
 
@@ -28,25 +33,37 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
 
 
+def gradients(actual, expected, leaves, weight) -> zip:
+    """Pairs of the gradients of two outputs."""
+    return zip(
+        torch.autograd.grad(actual, leaves, weight, retain_graph=True),
+        torch.autograd.grad(expected, leaves, weight, retain_graph=True),
+        strict=True,
+    )
+
+
 def check(backend: str, device: str) -> float:
-    """Largest relative error against the specification: output, gradients, both directions."""
+    """Largest relative error against the specification: scan, both directions, convolution, and
+    their gradients."""
     given = arguments(device)
     leaves = list(given.values())
     out = selective_scan(**given, delta_softplus=True, reverse=True, backend=backend)
     expected = selective_scan_naive(**given, delta_softplus=True, reverse=True)
     weight = torch.randn(out.shape).to(device)
     pairs = [(out, expected)]
-    pairs += zip(
-        torch.autograd.grad(out, leaves, weight),
-        torch.autograd.grad(expected, leaves, weight),
-        strict=True,
-    )
-    with torch.no_grad():
-        z = given.pop('z')
-        direction = Direction(**given)
-        both = bidirectional_selective_scan(direction, direction, z, True, backend=backend)
-        ahead = selective_scan_naive(**given, z=z, delta_softplus=True)
-        pairs.append((both, ahead + expected))
+    pairs += gradients(out, expected, leaves, weight)
+    z = given.pop('z')
+    direction = Direction(**given)
+    both = bidirectional_selective_scan(direction, direction, z, True, backend=backend)
+    expected = expected + selective_scan_naive(**given, z=z, delta_softplus=True)
+    pairs.append((both, expected))
+    pairs += gradients(both, expected, leaves, weight)
+    taps = torch.randn(given['u'].shape[1], 4).to(device).requires_grad_()
+    leaves = [given['u'], taps, given['D']]
+    convolved = causal_conv1d(*leaves, backend=backend)
+    expected = causal_conv1d_naive(*leaves)
+    pairs.append((convolved, expected))
+    pairs += gradients(convolved, expected, leaves, weight)
     return max(relative_error(*pair) for pair in pairs)
 
 

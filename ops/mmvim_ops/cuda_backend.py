@@ -26,6 +26,7 @@ from .registration import (
 __all__ = ['DTYPES', 'bidirectional_scan', 'conv1d', 'missing', 'scan']
 
 MOST_STATES = 256  # kMostStates
+MOST_STATES_OF_TWO = 64  # of two directions at once: what any GPU has shared memory for
 CONV_STEPS = 64  # kConvSteps
 MOST_TAPS = 32  # kMostTaps
 
@@ -46,7 +47,7 @@ def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
 def bidirectional_scan(forward, backward, z, delta_softplus, scale):
     """None where the two directions do not fit into one launch."""
     states = max(forward.A.shape[1], backward.A.shape[1])
-    if states > MOST_STATES:
+    if states > MOST_STATES_OF_TWO:
         return None
     groups = math.lcm(count_groups(forward.B, forward.C), count_groups(backward.B, backward.C))
     if forward.u.shape[1] % groups:

@@ -111,14 +111,24 @@ def test_blocks_of_any_size_and_split_channels(warps, monkeypatch):
 
 
 @emulated
-def test_directions_may_differ_in_states_and_groups():
+@pytest.mark.parametrize('sizes', [((3, 2), (7, 3)), ((60, 1), (64, 0)), ((200, 0), (70, 0))])
+def test_directions_may_differ_in_states_and_groups(sizes):
     first, second = (
         make_arguments(channels=12, states=states, groups_B=groups, groups_C=groups, seed=states)
-        for states, groups in ((3, 2), (7, 3))
+        for states, groups in sizes
     )
     forward, backward = (Direction(*(x[n] for n in Direction._fields)) for x in (first, second))
     actual = run_both(bidirectional_selective_scan, forward, backward, first['z'], backend='cuda')
     assert_same(actual, run_both(specification, forward, backward, first['z']), 2e-5)
+
+
+@emulated
+@pytest.mark.parametrize('states, directions', [(16, 2), (64, 2), (65, 1), (256, 1)])
+def test_the_smallest_blocks_fit_into_any_gpu(states, directions):
+    assert directions == 1 or states <= cuda_backend.MOST_STATES_OF_TWO
+    library = cuda_library.library('cpu')
+    for backward in (False, True):  # 99 KiB: what a block may have on a consumer card
+        assert library.mmvim_shared_bytes(states, 1, directions, backward) <= 99 * 1024
 
 
 @emulated

@@ -50,6 +50,7 @@ struct Fiber {
 };
 
 constexpr size_t kStack = 256 * 1024;
+constexpr int64_t kSharedBytes = 227 * 1024;    // what a block of an H100 may have
 
 struct Block {
   std::vector<Fiber> fibers;
@@ -239,6 +240,8 @@ inline float shuffle_xor(float x, int mask) {
 template <class... P, class... Q>
 const char* launch(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared_bytes, int64_t,
                    const Q&... arguments) {
+  if (shared_bytes > emulated::kSharedBytes) return "too much shared memory";
+  if (threads > 128) return "more threads than the launch bounds";
   emulated::block_size.x = unsigned(threads);
   emulated::block.body = [&] { kernel(arguments...); };
   for (int64_t i = 0; i < blocks; i++) {
@@ -251,7 +254,7 @@ const char* launch(void (*kernel)(P...), int64_t blocks, int threads, int64_t sh
 inline const char* use_device(int64_t) { return nullptr; }
 
 inline const char* device_limits(int64_t, int64_t* limits) {
-  limits[0] = 2, limits[1] = 99 * 1024;    // few multiprocessors, a consumer card's shared memory
+  limits[0] = 2, limits[1] = emulated::kSharedBytes;
   return nullptr;
 }
 
