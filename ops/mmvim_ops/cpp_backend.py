@@ -12,14 +12,13 @@ from torch import Tensor
 from . import torch_conv
 from .naive import compute_dtype
 from .registration import (
+    fake_bidirectional_scan_backward,
+    fake_conv1d,
+    fake_conv1d_backward,
     fake_scan_backward,
-    like,
-    like_matrix,
     needs_gradient,
-    only_given,
-    save_scan_arguments,
+    register_gradients,
 )
-from .torch_scan import refuse_second_derivative
 
 LIBRARY = Path(__file__).with_name('_cpp.so')
 BUILD_COMMAND = 'pip install --no-build-isolation --no-deps -e .'
@@ -98,82 +97,17 @@ def _fake_bidirectional_scan(*arguments):
     return torch.empty_like(u), _checkpoints(u, A, save), _checkpoints(u, A_b, save)
 
 
-def _fake_bidirectional_scan_backward(grad_out, *arguments):
-    grads = []
-    for u, delta, A, B, C, D, delta_bias in (arguments[:7], arguments[7:14]):
-        grads += [
-            torch.empty_like(u),
-            torch.empty_like(delta),
-            A.new_empty(A.shape),
-            like_matrix(B),
-            like_matrix(C),
-            like(D, u),
-            like(delta_bias, u),
-        ]
-    return [*grads, like(arguments[14], arguments[0])]
-
-
 def _fake_scan_block(*arguments):
     return None
 
 
-def _fake_conv1d(x, weight, bias, silu, reverse):
-    return torch.empty_like(x)
-
-
-def _fake_conv1d_backward(grad_out, x, weight, bias, silu, reverse):
-    return torch.empty_like(x), weight.new_empty(weight.shape), like(bias, x)
-
-
-# Derivatives.
-
-
-def _scan_backward(ctx, grad_out, grad_last_state, _):
-    saved = ctx.saved_tensors  # once: recomputation hands them out a single time
-    grads = torch.ops.mmvim_ops.cpp_scan_backward(
-        grad_out, grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
-    )
-    return *only_given(saved[:8], grads), None, None, None
-
-
-def _setup_bidirectional_scan(ctx, inputs, output):
-    *tensors, ctx.delta_softplus, ctx.scale, _ = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-
-
-def _bidirectional_scan_backward(ctx, grad_out, *_):
-    saved = ctx.saved_tensors  # once: recomputation hands them out a single time
-    grads = torch.ops.mmvim_ops.cpp_bidirectional_scan_backward(
-        grad_out, *saved, ctx.delta_softplus, ctx.scale
-    )
-    return *only_given(saved[:15], grads), None, None, None
-
-
-def _setup_conv1d(ctx, inputs, output):
-    *tensors, ctx.silu, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _conv1d_backward(ctx, grad_out):
-    saved = ctx.saved_tensors  # once: recomputation hands them out a single time
-    grads = torch.ops.mmvim_ops.cpp_conv1d_backward(grad_out, *saved, ctx.silu, ctx.reverse)
-    return *only_given(saved, grads), None, None
-
-
 if MISSING is None:
     torch.library.register_fake('mmvim_ops::cpp_scan_block', _fake_scan_block)
-    for name, fake, fake_backward, setup, backward in (
-        ('cpp_scan', _fake_scan, fake_scan_backward, save_scan_arguments, _scan_backward),
-        (
-            'cpp_bidirectional_scan',
-            _fake_bidirectional_scan,
-            _fake_bidirectional_scan_backward,
-            _setup_bidirectional_scan,
-            _bidirectional_scan_backward,
-        ),
-        ('cpp_conv1d', _fake_conv1d, _fake_conv1d_backward, _setup_conv1d, _conv1d_backward),
+    for name, fake, fake_backward in (
+        ('cpp_scan', _fake_scan, fake_scan_backward),
+        ('cpp_bidirectional_scan', _fake_bidirectional_scan, fake_bidirectional_scan_backward),
+        ('cpp_conv1d', fake_conv1d, fake_conv1d_backward),
     ):
         torch.library.register_fake(f'mmvim_ops::{name}', fake)
         torch.library.register_fake(f'mmvim_ops::{name}_backward', fake_backward)
-        torch.library.register_autograd(f'mmvim_ops::{name}', backward, setup_context=setup)
-        torch.library.register_autograd(f'mmvim_ops::{name}_backward', refuse_second_derivative)
+    register_gradients('cpp')
