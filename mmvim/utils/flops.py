@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import mmvim_ops  # noqa: F401  (tells torch of its operators)
+import mmvim_ops.flops  # noqa: F401  (tells torch of its operators)
 
 __all__ = ['count_flops', 'count_flops_by_module']
 

@@ -4,7 +4,6 @@
 >>> y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
 """
 
-from . import flops  # noqa: F401  (what torch counts of them)
 from .backends import available_backends
 from .blocks import scan_block_
 from .interface import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan

@@ -1,4 +1,5 @@
-"""What the operators cost, for :class:`torch.utils.flop_counter.FlopCounterMode`.
+"""What the operators cost: import this module to count by
+:class:`torch.utils.flop_counter.FlopCounterMode`.
 
 Counted as torch counts: two FLOPs per multiply-add of the mathematics, once even where a kernel
 saves memory by computing it again, and nothing for pointwise work (softplus, gates, the skip
@@ -16,17 +17,12 @@ The same call counts the same with every backend, but for two directions of unli
 the smaller one.
 """
 
-import sys
-from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
 from math import prod
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 from . import backends  # noqa: F401  (defines the operators)
-
-COUNTER = 'torch.utils.flop_counter'
-
 
 # Formulas take shapes in place of the operators' tensors.
 
@@ -67,35 +63,8 @@ FORMULAS = {
 FAMILIES = ('cpp', 'cuda', 'triton', 'block')  # block_scan is the torch backend's
 
 
-def register(counter) -> None:
-    """Tell torch's counter of every operator that there is."""
-    for family in FAMILIES:
-        for kind, formula in FORMULAS.items():
-            if hasattr(torch.ops.mmvim_ops, f'{family}_{kind}'):
-                operator = getattr(torch.ops.mmvim_ops, f'{family}_{kind}')
-                counter.register_flop_formula(operator)(formula)
-
-
-class _WhenImported(MetaPathFinder):
-    """Registers as soon as somebody imports the counter, which imports Triton: too much to pay in
-    every process for what few of them need."""
-
-    def find_spec(self, name, path, target=None):
-        if name != COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        load = spec.loader.exec_module
-
-        def load_and_register(module) -> None:
-            load(module)
-            register(module)
-
-        spec.loader.exec_module = load_and_register
-        return spec
-
-
-if COUNTER in sys.modules:
-    register(sys.modules[COUNTER])
-else:
-    sys.meta_path.insert(0, _WhenImported())
+for family in FAMILIES:
+    for kind, formula in FORMULAS.items():
+        if hasattr(torch.ops.mmvim_ops, f'{family}_{kind}'):
+            operator = getattr(torch.ops.mmvim_ops, f'{family}_{kind}')
+            register_flop_formula(operator)(formula)
