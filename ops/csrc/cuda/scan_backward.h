@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
   const float scale = float(scan.scale);
   BackwardMemory<Shape> tile(scan.warps, reinterpret_cast<float*>(memory), place.direction);
   Elements<Shape> elements(place, direction.u);
-  MatrixLoader<T, Shape> matrix_B, matrix_C;
+  MatrixLoader<T, Shape> matrix_B(direction.B), matrix_C(direction.C);
   Coefficients<T, Shape, kConstant> B(direction.B, tile.B), C(direction.C, tile.C);
   T raw_u[kElements], raw_delta[kElements], raw_g[kElements], raw_z[kElements];
   float A[R][S], X[R][S], h[R][S], grad_A[R][S];
@@ -88,29 +88,29 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
     auto delta_at = elements.template walk<const T>(direction.delta, i);
     auto g_at = elements.template walk<const T>(scan.grad_out, i);
     auto z_at = elements.template walk<const T>(scan.z, i);
-    elements.each(steps, [&](int j, int, int) {
-      raw_u[j] = u_at[j];
-      raw_delta[j] = delta_at[j];
-      if (retreating) raw_g[j] = g_at[j];
-      if (retreating && gated) raw_z[j] = z_at[j];
-    });
+    elements.each(steps, [&](int j, int, int, int) {
+      raw_u[j] = *u_at;
+      raw_delta[j] = *delta_at;
+      if (retreating) raw_g[j] = *g_at;
+      if (retreating && gated) raw_z[j] = *z_at;
+    }, u_at, delta_at, g_at, z_at);
   };
   auto store = [&](int i, bool retreating) {
     int steps = steps_of(i);
     matrix_B.store(direction.B, place, states, i * kSteps, steps, tile.B);
     if (retreating) matrix_C.store(direction.C, place, states, i * kSteps, steps, tile.C);
-    elements.every(steps, [&](int j, int t, int c, bool exists) {
+    elements.every(steps, [&](int j, int at, int c, bool exists) {
       float u = exists ? to_float(raw_u[j]) : 0.f, delta = 0, g = 0;
       if (exists) delta = step_size(to_float(raw_delta[j]), tile.bias[c], scan.softplus);
-      tile.delta[t * pitch + c] = delta;
-      tile.scaled[t * pitch + c] = delta * u;
+      tile.delta[at] = delta;
+      tile.scaled[at] = delta * u;
       if (!retreating) return;
       if (exists) {
         g = to_float(raw_g[j]) * scale;
         if (gated) g *= to_float(raw_z[j]) * sigmoid(to_float(raw_z[j]));
       }
-      tile.g[t * pitch + c] = g;
-      tile.y[t * pitch + c] = direction.D == nullptr || !exists ? 0.f : tile.skip[c] * u;
+      tile.g[at] = g;
+      tile.y[at] = direction.D == nullptr || !exists ? 0.f : tile.skip[c] * u;
     });
   };
   auto start = [&](int stride, int r, int s) -> float& {
@@ -213,34 +213,37 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
     auto partial_at = elements.template walk<float>(scan.partial, i);
     const Visits visits(place.length, i, true);
     const Visit visit = two ? visits.all(steps) : Visit::kSecond;
-    auto write_grad_z = [&](int j, float y) {
-      float z = to_float(z_at[j]), s = sigmoid(z), g = to_float(g_at[j]) * scale;
-      assign(grad_z_at[j], y * g * s * fmaf(z, 1 - s, 1.f));
+    auto write_grad_z = [&](float y) {
+      float z = to_float(*z_at), s = sigmoid(z), g = to_float(*g_at) * scale;
+      assign(*grad_z_at, y * g * s * fmaf(z, 1 - s, 1.f));
     };
-    elements.each(steps, [&](int j, int t, int c) {
-      const int at = t * pitch + c;
-      float u = to_float(u_at[j]), g = tile.g[at], by_scaled = tile.grad_scaled[at];
+    auto first_at = partial_at;
+    elements.each(steps, [&](int, int at, int, int c) {
+      float u = to_float(*u_at), g = tile.g[at], by_scaled = tile.grad_scaled[at];
       float by_u = by_scaled * tile.delta[at];
       if (direction.D != nullptr) by_u = fmaf(tile.skip[c], g, by_u);
       float by_delta = fmaf(by_scaled, u, tile.grad_delta[at] * kLn2);
-      if (scan.softplus) by_delta *= sigmoid(to_float(delta_at[j]) + tile.bias[c]);
-      assign(grad_u_at[j], by_u);
-      assign(grad_delta_at[j], by_delta);
+      float slope = sigmoid(to_float(*delta_at) + tile.bias[c]);
+      by_delta *= scan.softplus ? slope : 1.f;
+      assign(*grad_u_at, by_u);
+      assign(*grad_delta_at, by_delta);
       tile.grad_delta[at] = by_delta;
       tile.scaled[at] = g * u;
-      if (!gated) return;
-      if (visit == Visit::kFirst) partial_at[j] = tile.y[at];
-      if (visit == Visit::kSecond) write_grad_z(j, two ? tile.y[at] + partial_at[j] : tile.y[at]);
-    });
+    }, u_at, delta_at, grad_u_at, grad_delta_at);
+    if (gated && visit == Visit::kFirst)
+      elements.each(steps, [&](int, int at, int, int) { *partial_at = tile.y[at]; }, partial_at);
+    if (gated && visit == Visit::kSecond)
+      elements.each(steps, [&](int, int at, int, int) {
+        write_grad_z(two ? tile.y[at] + *partial_at : tile.y[at]);
+      }, partial_at, g_at, z_at, grad_z_at);
     if (gated && visit == Visit::kMixed) {
-      elements.each_in_turn(steps, [&](int j, int t, int c) {
-        if (visits.is_first(t, place.direction)) partial_at[j] = tile.y[t * pitch + c];
-      });
+      elements.each_in_turn(steps, [&](int, int at, int t, int) {
+        if (visits.is_first(t, place.direction)) *first_at = tile.y[at];
+      }, first_at);
       __syncthreads();
-      elements.each_in_turn(steps, [&](int j, int t, int c) {
-        if (!visits.is_first(t, place.direction))
-          write_grad_z(j, tile.y[t * pitch + c] + partial_at[j]);
-      });
+      elements.each_in_turn(steps, [&](int, int at, int t, int) {
+        if (!visits.is_first(t, place.direction)) write_grad_z(tile.y[at] + *partial_at);
+      }, partial_at, g_at, z_at, grad_z_at);
     }
     __syncthreads();
   };

@@ -75,11 +75,12 @@ template <class Shape> struct Place {
   __device__ int64_t time(int step_of_chunk) const { return begin + step * step_of_chunk; }
 };
 
-// A thread's elements of one sequence in a tile: equally far apart.
+// A thread's elements of one sequence in a tile, one after another: equally far apart.
 template <class T> struct Walk {
-  T* first;
-  int64_t stride;
-  __device__ __forceinline__ T& operator[](int i) const { return first[i * stride]; }
+  char* at;
+  int64_t stride;      // bytes
+  __device__ __forceinline__ T& operator*() const { return *reinterpret_cast<T*>(at); }
+  __device__ __forceinline__ void next() { at += stride; }
 };
 
 // The elements of a tile that a thread brings and takes: the same ones of every sequence.
@@ -101,69 +102,94 @@ template <class Shape> struct Elements {
   }
   template <class T>
   __device__ __forceinline__ Walk<T> walk(const Sequence& x, int tile) const {
-    return {static_cast<T*>(x.data) + opaque(place.batch) * x.batch
-                + opaque(place.first_channel + channel) * x.channel
-                + opaque(place.time(tile * kSteps + time)) * x.time,
-            opaque(channel_apart) * x.channel + place.step * opaque(time_apart) * x.time};
+    T* first = static_cast<T*>(x.data) + opaque(place.batch) * x.batch
+        + opaque(place.first_channel + channel) * x.channel
+        + opaque(place.time(tile * kSteps + time)) * x.time;
+    int64_t stride = opaque(channel_apart) * x.channel + place.step * opaque(time_apart) * x.time;
+    return {(char*)first, stride * int64_t(sizeof(T))};
   }
-  // f(i, t, c) for those that exist; unrolled, so that i indexes registers. Most tiles are whole and
-  // need no questions.
-  template <class F> __device__ __forceinline__ void each(int steps, F f) const {
-    int t = opaque(time), c = opaque(channel), dt = opaque(time_apart), dc = opaque(channel_apart);
+  // f(i, at, t, c) for those that exist, with `at` the place in a tile in shared memory; the walks
+  // go along. Unrolled, so that i indexes registers. Most tiles are whole and need no questions.
+  template <class F, class... Walks>
+  __device__ __forceinline__ void each(int steps, F f, Walks&... walks) const {
+    Index j(*this);
     if (whole(steps)) {
 #pragma unroll
-      for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc) f(i, t, c);
+      for (int i = 0; i < Shape::kElements; i++, j.next(), (walks.next(), ...))
+        f(i, j.at, j.t, j.c);
     } else {
 #pragma unroll
-      for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc)
-        if (t < steps && c < place.channels) f(i, t, c);
+      for (int i = 0; i < Shape::kElements; i++, j.next(), (walks.next(), ...))
+        if (j.t < steps && j.c < place.channels) f(i, j.at, j.t, j.c);
     }
   }
   // The same, where i indexes memory only.
-  template <class F> __device__ __forceinline__ void each_in_turn(int steps, F f) const {
-    int t = time, c = channel;
-#pragma unroll 2
-    for (int i = 0; i < Shape::kElements; i++, t += time_apart, c += channel_apart)
-      if (t < steps && c < place.channels) f(i, t, c);
+  template <class F, class... Walks>
+  __device__ __forceinline__ void each_in_turn(int steps, F f, Walks&... walks) const {
+    Index j(*this);
+#pragma unroll 1
+    for (int i = 0; i < Shape::kElements; i++, j.next(), (walks.next(), ...))
+      if (j.t < steps && j.c < place.channels) f(i, j.at, j.t, j.c);
   }
-  // f(i, t, c, exists) for all in the tile.
+  // f(i, at, c, exists) for all in the tile.
   template <class F> __device__ __forceinline__ void every(int steps, F f) const {
-    int t = opaque(time), c = opaque(channel), dt = opaque(time_apart), dc = opaque(channel_apart);
+    Index j(*this);
     if (whole(steps)) {
 #pragma unroll
-      for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc) f(i, t, c, true);
+      for (int i = 0; i < Shape::kElements; i++, j.next()) f(i, j.at, j.c, true);
     } else {
 #pragma unroll
-      for (int i = 0; i < Shape::kElements; i++, t += dt, c += dc)
-        if (t < kSteps && c < place.width) f(i, t, c, t < steps && c < place.channels);
+      for (int i = 0; i < Shape::kElements; i++, j.next())
+        if (j.t < kSteps && j.c < place.width)
+          f(i, j.at, j.c, j.t < steps && j.c < place.channels);
     }
   }
   // Whether all elements of all threads exist.
   __device__ __forceinline__ bool whole(int steps) const {
     return Shape::kChannels * kSteps % 32 == 0 && steps == kSteps && place.channels == place.width;
   }
+
+private:
+  struct Index {
+    int t, c, at, time_apart, channel_apart, apart;
+    __device__ __forceinline__ explicit Index(const Elements& e)
+        : t(opaque(e.time)), c(opaque(e.channel)), time_apart(opaque(e.time_apart)),
+          channel_apart(opaque(e.channel_apart)) {
+      int pitch = e.place.width + 1;
+      at = t * pitch + c, apart = time_apart * pitch + channel_apart;
+    }
+    __device__ __forceinline__ void next() { t += time_apart, c += channel_apart, at += apart; }
+  };
 };
 
 // A tile of B or C on its way through registers into shared memory, (steps, states) as floats.
 template <class T, class Shape> struct MatrixLoader {
   T ahead[Shape::kAhead];
 
-  // f(i, t, n, offset) with the offset from the matrix' first element of this tile.
+  bool states_first;     // neighbouring threads have neighbouring states
+
+  __device__ __forceinline__ explicit MatrixLoader(const Matrix& m)
+      : states_first((m.state < 0 ? -m.state : m.state) <= (m.time < 0 ? -m.time : m.time)) {}
+
+  // f(i, t, n, offset, at) with the offset from the matrix' first element of this tile, and the
+  // place in the tile in shared memory.
   template <class F>
-  static __device__ __forceinline__ void each(const Matrix& m, const Place<Shape>& place, int first,
-                                              int last, F f) {
-    bool states_first = (m.state < 0 ? -m.state : m.state) <= (m.time < 0 ? -m.time : m.time);
+  __device__ __forceinline__ void each(const Matrix& m, const Place<Shape>& place, int first,
+                                       int last, F f) const {
     if constexpr (Shape::kStates <= 32) {      // a thread's are equally far apart
+      static_assert(Shape::kStates == kSteps, "");
       int thread = opaque(place.thread);
-      int low = thread % kSteps, high = thread / kSteps, apart = place.threads / kSteps;
-      static_assert(Shape::kStates == kSteps || Shape::kStates > 32, "");
-      int64_t of_low = states_first ? m.state : place.step * m.time;
-      int64_t of_high = states_first ? place.step * m.time : m.state;
-      int64_t offset = low * of_low + high * of_high, stride = opaque(apart) * of_high;
+      int low = thread % kSteps, high = thread / kSteps, apart = opaque(place.threads / kSteps);
+      int t = states_first ? high : low, n = states_first ? low : high;
+      int t_apart = states_first ? apart : 0, n_apart = apart - t_apart;
+      int at = t * Shape::kPitch + n, at_apart = t_apart * Shape::kPitch + n_apart;
+      int64_t of_time = place.step * m.time, offset = t * of_time + n * m.state;
+      int64_t stride = t_apart * of_time + n_apart * m.state;
 #pragma unroll
-      for (int i = first; i < last; i++, high += apart, offset += stride) {
+      for (int i = first; i < last; i++) {
         if (i * apart >= kSteps) break;
-        f(i, states_first ? high : low, states_first ? low : high, offset);
+        f(i, t, n, offset, at);
+        t += t_apart, n += n_apart, offset += stride, at += at_apart;
       }
     } else {
 #pragma unroll
@@ -172,7 +198,7 @@ template <class T, class Shape> struct MatrixLoader {
         if (e >= kSteps * Shape::kStates) break;
         int t = states_first ? e / Shape::kStates : e % kSteps;
         int n = states_first ? e % Shape::kStates : e / kSteps;
-        f(i, t, n, n * m.state + place.step * t * m.time);
+        f(i, t, n, n * m.state + place.step * t * m.time, t * Shape::kPitch + n);
       }
     }
   }
@@ -186,30 +212,32 @@ template <class T, class Shape> struct MatrixLoader {
     if (!m.varying) return;
     const T* from = tile_of(m, place, step);
     if (steps == kSteps && states == Shape::kStates)
-      each(m, place, 0, Shape::kAhead, [&](int i, int, int, int64_t at) { ahead[i] = from[at]; });
+      each(m, place, 0, Shape::kAhead, [&](int i, int, int, int64_t offset, int) {
+        ahead[i] = from[offset];
+      });
     else
-      each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t at) {
-        if (t < steps && n < states) ahead[i] = from[at];
+      each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t offset, int) {
+        if (t < steps && n < states) ahead[i] = from[offset];
       });
   }
   __device__ __forceinline__ void store(const Matrix& m, const Place<Shape>& place, int states,
                                         int step, int steps, float* tile) const {
     if (!m.varying) return;
     if (steps == kSteps && states == Shape::kStates)
-      each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t) {
-        tile[t * Shape::kPitch + n] = to_float(ahead[i]);
+      each(m, place, 0, Shape::kAhead, [&](int i, int, int, int64_t, int at) {
+        tile[at] = to_float(ahead[i]);
       });
     else
-      each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t) {
+      each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t, int at) {
         bool exists = t < steps && n < states;
-        tile[t * Shape::kPitch + n] = exists ? to_float(ahead[i]) : 0.f;
+        tile[at] = exists ? to_float(ahead[i]) : 0.f;
       });
     constexpr int kAll = kSteps * Shape::kStates / 32;
     const T* from = tile_of(m, place, step);
     for (int i = Shape::kAhead; i < kAll; i++)     // of many states: the rest, straight away
-      each(m, place, i, i + 1, [&](int, int t, int n, int64_t offset) {
+      each(m, place, i, i + 1, [&](int, int t, int n, int64_t offset, int at) {
         bool exists = t < steps && n < states;
-        tile[t * Shape::kPitch + n] = exists ? to_float(from[offset]) : 0.f;
+        tile[at] = exists ? to_float(from[offset]) : 0.f;
       });
   }
 };

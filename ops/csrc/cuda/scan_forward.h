@@ -16,7 +16,8 @@ __device__ __forceinline__ void advance(float delta, float x, const float (&A)[S
 }
 
 __device__ __forceinline__ float step_size(float raw, float bias, bool with_softplus) {
-  return with_softplus ? softplus(raw + bias) : raw + bias;
+  float plain = raw + bias, soft = softplus(plain);     // no branch: elements go side by side
+  return with_softplus ? soft : plain;
 }
 
 // Per channel of the block: a vector of the arguments, zero where it is missing.
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(128) chunk_ends(const __grid_constant__ Scan s
   const int states = int(scan.states), tiles = (place.length + kSteps - 1) / kSteps;
   EndsMemory<Shape> tile(scan.warps, reinterpret_cast<float*>(memory), place.direction);
   Elements<Shape> elements(place, x);
-  MatrixLoader<T, Shape> matrix;
+  MatrixLoader<T, Shape> matrix(M);
   Coefficients<T, Shape, kConstant> coefficients(M, tile.matrix);
   T raw_x[Shape::kElements], raw_delta[Shape::kElements], raw_z[Shape::kElements];
   float A[R][S], h[R][S] = {}, sum[R] = {};
@@ -75,18 +76,18 @@ __global__ void __launch_bounds__(128) chunk_ends(const __grid_constant__ Scan s
     auto x_at = elements.template walk<const T>(x, first / kSteps);
     auto delta_at = elements.template walk<const T>(direction.delta, first / kSteps);
     auto z_at = elements.template walk<const T>(scan.z, first / kSteps);
-    elements.each(steps, [&](int j, int, int) {
-      raw_x[j] = x_at[j];
-      raw_delta[j] = delta_at[j];
-      if (gated) raw_z[j] = z_at[j];
-    });
+    elements.each(steps, [&](int j, int, int, int) {
+      raw_x[j] = *x_at;
+      raw_delta[j] = *delta_at;
+      if (gated) raw_z[j] = *z_at;
+    }, x_at, delta_at, z_at);
   };
   fetch(0);
   for (int i = 0; i < tiles; i++) {
     const int first = first_of(i), steps = steps_of(i);
     __syncthreads();     // everybody has read the last tile; the bias is there
     matrix.store(M, place, states, first, steps, tile.matrix);
-    elements.every(steps, [&](int j, int t, int c, bool exists) {
+    elements.every(steps, [&](int j, int at, int c, bool exists) {
       float value = 0, delta = 0;
       if (exists) {
         value = to_float(raw_x[j]);
@@ -95,8 +96,8 @@ __global__ void __launch_bounds__(128) chunk_ends(const __grid_constant__ Scan s
         else if (gated) value *= to_float(raw_z[j]) * sigmoid(to_float(raw_z[j]));
         if (kAdjoint) value *= float(scan.scale);
       }
-      tile.delta[t * (place.width + 1) + c] = delta;
-      tile.value[t * (place.width + 1) + c] = value;
+      tile.delta[at] = delta;
+      tile.value[at] = value;
     });
     __syncthreads();
     if (i + 1 < tiles) fetch(i + 1);
@@ -178,7 +179,7 @@ scan_forward(const __grid_constant__ Scan scan) {
   const int tiles = (place.length + kSteps - 1) / kSteps;
   ForwardMemory<Shape> tile(scan.warps, reinterpret_cast<float*>(memory), place.direction);
   Elements<Shape> elements(place, direction.u);
-  MatrixLoader<T, Shape> matrix_B, matrix_C;
+  MatrixLoader<T, Shape> matrix_B(direction.B), matrix_C(direction.C);
   Coefficients<T, Shape, kConstant> B(direction.B, tile.B), C(direction.C, tile.C);
   T raw_u[Shape::kElements], raw_delta[Shape::kElements], raw_z[Shape::kElements];
   float other[Shape::kElements];     // y of the other direction, where it came first
@@ -201,10 +202,10 @@ scan_forward(const __grid_constant__ Scan scan) {
     matrix_C.fetch(direction.C, place, states, i * kSteps, steps);
     auto u_at = elements.template walk<const T>(direction.u, i);
     auto delta_at = elements.template walk<const T>(direction.delta, i);
-    elements.each(steps, [&](int j, int, int) {
-      raw_u[j] = u_at[j];
-      raw_delta[j] = delta_at[j];
-    });
+    elements.each(steps, [&](int j, int, int, int) {
+      raw_u[j] = *u_at;
+      raw_delta[j] = *delta_at;
+    }, u_at, delta_at);
   };
 
   fetch(0);
@@ -213,25 +214,25 @@ scan_forward(const __grid_constant__ Scan scan) {
     // y is read by the thread that writes it here, the rest was read before the last barrier.
     matrix_B.store(direction.B, place, states, first, steps, tile.B);
     matrix_C.store(direction.C, place, states, first, steps, tile.C);
-    elements.every(steps, [&](int j, int t, int c, bool exists) {
+    elements.every(steps, [&](int j, int at, int c, bool exists) {
       float u = exists ? to_float(raw_u[j]) : 0.f, delta = 0;
       if (exists) delta = step_size(to_float(raw_delta[j]), tile.bias[c], scan.softplus);
-      tile.delta[t * pitch + c] = delta;
-      tile.scaled[t * pitch + c] = delta * u;
-      tile.y[t * pitch + c] = direction.D == nullptr || !exists ? 0.f : tile.skip[c] * u;
+      tile.delta[at] = delta;
+      tile.scaled[at] = delta * u;
+      tile.y[at] = direction.D == nullptr || !exists ? 0.f : tile.skip[c] * u;
     });
     __syncthreads();
     if (i + 1 < tiles) fetch(i + 1);
-    auto z_at = elements.template walk<const T>(scan.z, i);
-    auto partial_at = elements.template walk<float>(scan.partial, i);
-    auto out_at = elements.template walk<T>(scan.out, i);
     const Visits visits(place.length, i, false);
     const Visit visit = two ? visits.all(steps) : Visit::kSecond;
-    if (visit == Visit::kSecond)
-      elements.each(steps, [&](int j, int, int) {
-        if (gated) raw_z[j] = z_at[j];
-        if (two) other[j] = partial_at[j];
-      });
+    if (visit == Visit::kSecond) {
+      auto z_at = elements.template walk<const T>(scan.z, i);
+      auto partial_at = elements.template walk<float>(scan.partial, i);
+      elements.each(steps, [&](int j, int, int, int) {
+        if (gated) raw_z[j] = *z_at;
+        if (two) other[j] = *partial_at;
+      }, z_at, partial_at);
+    }
     if (direction.checkpoints != nullptr && first % kSegment == 0) {
       int64_t segments = (scan.length + kSegment - 1) / kSegment;
       int64_t segment = (place.chunk * scan.chunk_length + first) / kSegment;
@@ -266,27 +267,29 @@ scan_forward(const __grid_constant__ Scan scan) {
     for (int from = 0; from < steps; from += kStride) stride(from);
     __syncthreads();
 
-    auto finish = [&](const auto& z, int j, float y) {
+    auto z_at = elements.template walk<const T>(scan.z, i);
+    auto partial_at = elements.template walk<float>(scan.partial, i);
+    auto out_at = elements.template walk<T>(scan.out, i);
+    auto finish = [&](const T& z, float y) {
       y *= float(scan.scale);
-      if (gated) y *= to_float(z[j]) * sigmoid(to_float(z[j]));
-      assign(out_at[j], y);
+      if (gated) y *= to_float(z) * sigmoid(to_float(z));
+      assign(*out_at, y);
     };
     if (visit == Visit::kFirst) {
-      elements.each(steps, [&](int j, int t, int c) { partial_at[j] = tile.y[t * pitch + c]; });
+      elements.each(steps, [&](int, int at, int, int) { *partial_at = tile.y[at]; }, partial_at);
     } else if (visit == Visit::kSecond) {
-      elements.each(steps, [&](int j, int t, int c) {
-        float y = tile.y[t * pitch + c];
-        finish(raw_z, j, two ? y + other[j] : y);
-      });
+      elements.each(steps, [&](int j, int at, int, int) {
+        finish(raw_z[j], two ? tile.y[at] + other[j] : tile.y[at]);
+      }, out_at);
     } else {
-      elements.each_in_turn(steps, [&](int j, int t, int c) {
-        if (visits.is_first(t, place.direction)) partial_at[j] = tile.y[t * pitch + c];
-      });
+      auto sum_at = partial_at;
+      elements.each_in_turn(steps, [&](int, int at, int t, int) {
+        if (visits.is_first(t, place.direction)) *partial_at = tile.y[at];
+      }, partial_at);
       __syncthreads();
-      elements.each_in_turn(steps, [&](int j, int t, int c) {
-        if (!visits.is_first(t, place.direction))
-          finish(z_at, j, tile.y[t * pitch + c] + partial_at[j]);
-      });
+      elements.each_in_turn(steps, [&](int, int at, int t, int) {
+        if (!visits.is_first(t, place.direction)) finish(*z_at, tile.y[at] + *sum_at);
+      }, z_at, sum_at, out_at);
     }
   }
 
