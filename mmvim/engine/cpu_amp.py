@@ -20,7 +20,8 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
     Args:
         loss_scale (str | float | dict): As there; float16 only, as bfloat16 has the range of
             float32 and needs no scale.
-        dtype (str): ``'bfloat16'`` or ``'float16'``.
+        dtype (str): ``'bfloat16'`` or ``'float16'``. On processors without instructions for it,
+            float16 is for checks only: torch's convolutions are then tens of times slower.
         **kwargs: Those of ``OptimWrapper``.
 
     Raises:
