@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmvim.utils.memory import keep_freed_memory
-from mmvim_ops import scan_block_
+from mmvim_ops import Direction, scan_block_
 
 from .linear import linear
 from .mamba_mixer import MambaMixer
@@ -28,17 +28,20 @@ STRETCH = 1024
 class Workspace:
     """Memory that layers share: the input of the scans and the sum of their outputs.
 
+    Long sequences are cut; of short ones several are worked through together.
+
     Args:
         tokens (Tensor): (B, L, C), of which shape, dtype and device are taken.
         inner_dims (int): Channels E of the scans.
-        stretch (int): Tokens that are worked through together, to the nearest whole number of
-            equal stretches.
+        stretch (int): Tokens that are worked through together, about.
     """
 
     def __init__(self, tokens: Tensor, inner_dims: int, stretch: int = STRETCH) -> None:
         batch, length, _ = tokens.shape
-        self.x = tokens.new_empty(batch, length, inner_dims)
-        self.y = tokens.new_empty(batch, length, inner_dims)
+        together = min(batch, max(1, stretch // length))
+        self.x = tokens.new_empty(together, length, inner_dims)
+        self.y = tokens.new_empty(together, length, inner_dims)
+        self.images = [slice(i, min(i + together, batch)) for i in range(0, batch, together)]
         count = max(1, round(length / stretch))
         borders = [length * i // count for i in range(count + 1)]
         self.stretches = [slice(*pair) for pair in pairwise(borders)]
@@ -54,46 +57,54 @@ def run_blockwise(
             residual = hidden.clone()
         else:
             residual.add_(hidden)
-        in_x, in_z = mixer.in_proj.weight.chunk(2)  # 2 × (E, C)
-        for here in space.stretches:
-            hidden[:, here] = norm(residual[:, here])  # (B, l, C)
-            space.x[:, here] = linear(hidden[:, here], in_x)  # (B, l, E)
-        if mixer.directions != 'none':
-            state = new_state(mixer, hidden)
-            for here in reversed(space.stretches):
-                direction = scan_inputs(mixer, space, here, backward=True)
-                y = space.y[:, here].transpose(1, 2)  # (B, E, l)
-                scan_block_(y, state, direction, delta_softplus=True, reverse=True)
+        for images in space.images:
+            mix_images(mixer, norm, hidden[images], residual[images], space)
+    return hidden, residual
+
+
+def mix_images(
+    mixer: MambaMixer, norm: nn.Module, hidden: Tensor, residual: Tensor, space: Workspace
+) -> None:
+    """Write the mixer's output for the normed residual stream into ``hidden``."""
+    x, y = space.x[: len(hidden)], space.y[: len(hidden)]  # (b, L, E)
+    in_x, in_z = mixer.in_proj.weight.chunk(2)  # 2 × (E, C)
+    for here in space.stretches:
+        hidden[:, here] = norm(residual[:, here])  # (b, l, C)
+        x[:, here] = linear(hidden[:, here], in_x)  # (b, l, E)
+    if mixer.directions != 'none':
         state = new_state(mixer, hidden)
-        for here in space.stretches:
-            z = linear(hidden[:, here], in_z).transpose(1, 2)  # (B, E, l)
-            scan_block_(
-                space.y[:, here].transpose(1, 2),
-                state,
-                scan_inputs(mixer, space, here),
-                z,
-                delta_softplus=True,
-                accumulate=mixer.directions != 'none',
-                scale=mixer.scale,
-            )
-            out = mixer.out_proj(space.y[:, here])  # (B, l, C)
-            hidden[:, here] = out if mixer.gamma is None else out * mixer.gamma
-        return hidden, residual
+        for here in reversed(space.stretches):
+            direction = scan_inputs(mixer, x, here, backward=True)
+            out = y[:, here].transpose(1, 2)  # (b, E, l)
+            scan_block_(out, state, direction, delta_softplus=True, reverse=True)
+    state = new_state(mixer, hidden)
+    for here in space.stretches:
+        z = linear(hidden[:, here], in_z).transpose(1, 2)  # (b, E, l)
+        scan_block_(
+            y[:, here].transpose(1, 2),
+            state,
+            scan_inputs(mixer, x, here),
+            z,
+            delta_softplus=True,
+            accumulate=mixer.directions != 'none',
+            scale=mixer.scale,
+        )
+        out = mixer.out_proj(y[:, here])  # (b, l, C)
+        hidden[:, here] = out if mixer.gamma is None else out * mixer.gamma
 
 
 def new_state(mixer: MambaMixer, tokens: Tensor) -> Tensor:
-    """Zeros, (B, E, N)."""
+    """Zeros, (b, E, N)."""
     return tokens.new_zeros(len(tokens), *mixer.A_log.shape)
 
 
-def scan_inputs(mixer: MambaMixer, space: Workspace, here: slice, backward: bool = False):
+def scan_inputs(mixer: MambaMixer, x: Tensor, here: slice, backward: bool = False) -> Direction:
     """What a direction reads in one stretch, whose convolution sees some tokens beyond it."""
     taps = mixer.conv1d.weight.shape[-1]
     if backward and mixer.directions == 'ssm_conv':
-        stop = min(here.stop + taps - 1, space.x.shape[1])
+        stop = min(here.stop + taps - 1, x.shape[1])
         margin, seen = stop - here.stop, slice(here.start, stop)
     else:
         start = max(here.start - taps + 1, 0)
         margin, seen = here.start - start, slice(start, here.stop)
-    x = space.x[:, seen].transpose(1, 2)  # (B, E, l + margin)
-    return mixer.scan_inputs(x, backward, margin)
+    return mixer.scan_inputs(x[:, seen].transpose(1, 2), backward, margin)

@@ -19,14 +19,14 @@ def both(monkeypatch, stretch, size=(80, 96), **arguments):
         calls.append(len(Workspace(hidden, 64, stretch).stretches))
         return Workspace(hidden, 64, stretch)
 
-    x = torch.randn(2, 3, *size)
+    x = torch.randn(3, 3, *size)
     whole = [feature.detach() for feature in model(x)]
     monkeypatch.setattr(model, '_workspace', workspace)
     with torch.no_grad():
         return whole, model(x), calls
 
 
-@pytest.mark.parametrize('stretch', [1, 7, 30, 768])
+@pytest.mark.parametrize('stretch', [1, 7, 30, 64, 768])  # 31 tokens, 3 images
 @pytest.mark.parametrize('directions', ['ssm_conv', 'ssm', 'sequence', 'none'])
 def test_equals_whole(monkeypatch, stretch, directions):
     whole, stretches, calls = both(monkeypatch, stretch, directions=directions)
