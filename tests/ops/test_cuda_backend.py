@@ -271,8 +271,8 @@ def test_compiles_and_fits_into_the_registers(tmp_path, monkeypatch):
     for gpu in ('sm_80', 'sm_90'):
         for name in ('chunk_ends', 'carry', 'scan_forward', 'scan_backward', 'conv_backward'):
             assert any(line.startswith(f'{gpu} {name}<') for line in lines), (gpu, name)
-    for line in lines:  # a handful in `scan_forward`, for the sake of a third block at a time
-        assert sum(int(part) for part in line.split('spilled')[1].split() if part.isdigit()) <= 64
+    for line in lines:  # 28 bytes in `scan_backward` on sm_80, of a kilobyte of registers
+        assert int(line.split('spilled')[1].split()[0]) <= 64, line
     assert not isinstance(cuda_library._load(target), str)
 
 
