@@ -270,16 +270,16 @@ scan_forward(const __grid_constant__ Scan scan) {
     auto z_at = elements.template walk<const T>(scan.z, i);
     auto partial_at = elements.template walk<float>(scan.partial, i);
     auto out_at = elements.template walk<T>(scan.out, i);
-    auto finish = [&](const T& z, float y) {
+    auto finish = [&](float z, float y) {
       y *= float(scan.scale);
-      if (gated) y *= to_float(z) * sigmoid(to_float(z));
+      if (gated) y *= z * sigmoid(z);
       assign(*out_at, y);
     };
     if (visit == Visit::kFirst) {
       elements.each(steps, [&](int, int at, int, int) { *partial_at = tile.y[at]; }, partial_at);
     } else if (visit == Visit::kSecond) {
       elements.each(steps, [&](int j, int at, int, int) {
-        finish(raw_z[j], two ? tile.y[at] + other[j] : tile.y[at]);
+        finish(gated ? to_float(raw_z[j]) : 0.f, two ? tile.y[at] + other[j] : tile.y[at]);
       }, out_at);
     } else {
       auto sum_at = partial_at;
@@ -288,7 +288,10 @@ scan_forward(const __grid_constant__ Scan scan) {
       }, partial_at);
       __syncthreads();
       elements.each_in_turn(steps, [&](int, int at, int t, int) {
-        if (!visits.is_first(t, place.direction)) finish(*z_at, tile.y[at] + *sum_at);
+        if (!visits.is_first(t, place.direction)) {
+          float z = gated ? to_float(*z_at) : 0.f;
+          finish(z, tile.y[at] + *sum_at);
+        }
       }, z_at, sum_at, out_at);
     }
   }
