@@ -7,7 +7,7 @@
 Beside the backends stand the sequential reference (one step of the recurrence per token, in plain
 PyTorch) and, where it is installed, mamba_ssm's CUDA kernel. Ratios to the reference are of the
 same run, on the same inputs. Repetitions of all candidates take turns, so that a machine which
-slows down slows all of them down.
+slows down slows all of them down. Both directions of a block on a GPU: ops/benchmark_gpu.py.
 """
 
 import argparse
