@@ -75,7 +75,7 @@ def selective_scan(
             ``delta``, ``z`` and the time-varying ones of ``B``, ``C`` along the length, scanning
             and flipping the output back. The last state is then the one at time 0.
         backend (str | None): One of :func:`available_backends`; None takes the best one for the
-            device of ``u``.
+            device and dtype of ``u``.
 
     Returns:
         Tensor | tuple[Tensor, Tensor]: Output (batch, channels, length) in the dtype of ``u``; with
@@ -86,7 +86,7 @@ def selective_scan(
         TypeError: An argument is no tensor, not of a real floating dtype, or float64 is mixed with
             other dtypes.
         ValueError: A rank, shape or device does not fit, the groups do not divide the channels, or
-            the backend is unknown or cannot run here.
+            the backend is unknown, cannot run here or does not take the dtype.
     """
     check_scan(u, delta, A, B, C, D, z, delta_bias)
     chosen = choose_backend(backend, u.device.type, u.dtype)
