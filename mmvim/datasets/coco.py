@@ -16,9 +16,9 @@ class CheckedCocoDataset(CocoDataset):
     """mmdet's :class:`CocoDataset` that finds out before training what would end it later.
 
     An annotation file that names images which are not there, or lacks a class (mmdet would number
-    the others wrongly), is refused. Instances without a mask,
-    or with no polygon of three corners, are counted in a warning and not trained on, which is what
-    mmdet does with crowds. Boxes without area are left out, as mmdet does.
+    the others wrongly), is refused. Instances without a mask, or with no polygon of three corners,
+    are counted in a warning; where masks are trained, they are ignored as crowds are. Boxes without
+    area are left out, as mmdet does.
 
     Arguments are those of :class:`mmdet.datasets.CocoDataset`.
 
@@ -43,9 +43,9 @@ class CheckedCocoDataset(CocoDataset):
             if isinstance(instance['mask'], list):
                 without_mask += all(len(polygon) < 6 for polygon in instance['mask'])
         if without_mask:
-            consequence = 'are not trained on'
+            consequence = 'are ignored where masks are trained'
             if self.test_mode:
-                consequence = "cannot be evaluated: remove them or set metric='bbox'"
+                consequence = "end the evaluation of masks: remove them or set metric='bbox'"
             print_log(
                 f'{self.ann_file}: {without_mask} instances have no mask and {consequence}',
                 logger='current',
