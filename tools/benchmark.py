@@ -31,7 +31,7 @@ from rich.table import Table
 from mmvim.benchmark import report
 from mmvim.benchmark.subjects import DTYPES, MODEL_NAMES, PARTS, Subject
 from mmvim.benchmark.worker import Result, Worker
-from mmvim.utils.measure import processor
+from mmvim.utils.measure import processor, read_bytes
 from mmvim_ops import available_backends
 
 GIB = 2**30
@@ -119,9 +119,7 @@ def memory_limit(args: argparse.Namespace) -> int | None:
     path = Path('/proc/meminfo')
     if not path.exists():
         return None
-    lines = path.read_text().splitlines()
-    available = next(1024 * int(x.split()[1]) for x in lines if x.startswith('MemAvailable'))
-    return available * 9 // 10
+    return read_bytes(path, 'MemAvailable') * 9 // 10
 
 
 def measure(subjects: list[Subject], args: argparse.Namespace, advance) -> list[Result]:

@@ -60,11 +60,6 @@ class Subject:
     dtype: str = 'fp32'
     run: str = 'eager'
 
-    @property
-    def attends(self) -> bool:
-        """Whether the cost grows with the square of the tokens."""
-        return self.model.startswith('deit')
-
 
 def build_backbone(name: str, size: int) -> nn.Module:
     """A backbone as for dense prediction: no class token, the map of the last block."""
@@ -102,7 +97,6 @@ class Step:
         init_default_scope('mmengine')
         torch.manual_seed(0)
         self.subject = subject
-        self.pyramid = None
         if subject.part in WHOLE:
             self.model, scope = build_whole(subject.model, subject.part)
             self.backbone = self.model.backbone
@@ -111,7 +105,7 @@ class Step:
             self.model = self.backbone = build_backbone(subject.model, subject.size)
             batch = torch.randn(subject.batch_size, 3, subject.size, subject.size)
         if subject.part == 'pyramid':
-            self.pyramid = MODELS.build(
+            pyramid = MODELS.build(
                 dict(
                     type='SimpleFeaturePyramid',
                     in_channels=self.backbone.embed_dims,
@@ -120,7 +114,7 @@ class Step:
                     num_outs=5,
                 )
             )
-            self.model = nn.Sequential(self.backbone, self.pyramid)
+            self.model = nn.Sequential(self.backbone, pyramid)
         training = subject.mode == 'train'
         self.model = self.model.to(subject.device).train(training)
         self.batch = batch if isinstance(batch, dict) else batch.to(subject.device)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ['PeakMemory', 'processor']
+__all__ = ['PeakMemory', 'processor', 'read_bytes']
 
 STATUS = Path('/proc/self/status')
 
@@ -43,8 +43,13 @@ class PeakMemory:
     @staticmethod
     def status(key: str) -> int:
         """Bytes that Linux names ``key`` in the status of this process."""
-        lines = STATUS.read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f'{key}:'))
+        return read_bytes(STATUS, key)
+
+
+def read_bytes(path: Path, key: str) -> int:
+    """What a file of Linux's /proc gives in kB in the line ``key:``, in bytes."""
+    lines = path.read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f'{key}:'))
 
 
 def processor(device: str) -> str:
