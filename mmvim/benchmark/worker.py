@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 
 from ..utils.measure import PeakMemory
-from ..utils.memory import keep_freed_memory
 from .subjects import Step, Subject
 
 __all__ = ['Result', 'Worker']
@@ -96,7 +95,6 @@ def largest_step(subject: Subject) -> Step:
 def prepare(subject: Subject, warm_up: int) -> tuple[Step, Result]:
     """Build the step and learn all but its time."""
     warm_libraries(subject)
-    keep_freed_memory()  # VisionMamba does; then all have the same
     if subject.batch_size == 0:
         step = largest_step(subject)
     else:

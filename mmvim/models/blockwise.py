@@ -13,7 +13,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmvim.utils.memory import keep_freed_memory
 from mmvim_ops import Direction, scan_block_
 
 from .linear import linear
@@ -45,7 +44,6 @@ class Workspace:
         count = max(1, round(length / stretch))
         borders = [length * i // count for i in range(count + 1)]
         self.stretches = [slice(*pair) for pair in pairwise(borders)]
-        keep_freed_memory()
 
 
 def run_blockwise(

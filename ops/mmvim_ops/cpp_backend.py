@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import torch_conv
+from .memory import keep_freed_memory
 from .naive import compute_dtype
 from .registration import (
     fake_bidirectional_scan_backward,
@@ -22,7 +23,7 @@ from .registration import (
 
 LIBRARY = Path(__file__).with_name('_cpp.so')
 BUILD_COMMAND = 'pip install --no-build-isolation --no-deps -e .'
-CHUNK = 192  # kChunk of csrc/cpu/args.h: steps between two checkpoints
+CHUNK = 160  # kChunk of csrc/cpu/args.h: steps between two checkpoints
 MOST_TAPS = 8  # kMostTaps of csrc/cpu/conv1d.h
 
 
@@ -35,6 +36,7 @@ def _load() -> str | None:
     except (OSError, RuntimeError) as error:
         cause = error.__cause__ or error
         return f'its library does not load ({cause}); compile it again: {BUILD_COMMAND}'
+    keep_freed_memory()
     return None
 
 

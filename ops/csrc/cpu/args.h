@@ -56,7 +56,7 @@ template <class T> struct ScanArgs {
 };
 
 // Steps between two checkpoints.
-constexpr int64_t kChunk = 192;
+constexpr int64_t kChunk = 160;
 
 template <class T> struct ConvArgs {
   int64_t batch, channels, length, width, splits;

@@ -24,7 +24,7 @@ Tensor conv1d(const Tensor& x_, const Tensor& weight_, const OptionalTensor& bia
               bool reverse) {
   auto type = compute_type(x_);
   Tensor x = as(x_, type), weight = packed(as(weight_, type)), bias = packed(as(bias_, type));
-  Tensor out = at::empty_like(x);
+  Tensor out = fresh_like(x);
   if (x.numel() > 0) {
     with_type(type, [&](auto zero) {
       using T = decltype(zero);
@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> conv1d_backward(
     bool silu, bool reverse) {
   auto type = compute_type(x_);
   Tensor x = as(x_, type), weight = packed(as(weight_, type)), bias = packed(as(bias_, type));
-  Tensor grad_out = as(grad_out_, type), grad_x = at::empty_like(x);
+  Tensor grad_out = as(grad_out_, type), grad_x = fresh_like(x);
   Tensor grad_weight = at::zeros({x.size(0), x.size(1), weight.size(1)}, weight.options());
   Tensor grad_bias;
   if (bias.defined()) grad_bias = at::zeros({x.size(0), x.size(1)}, weight.options());

@@ -28,7 +28,7 @@ struct Direction {
     return std::max(B.dim() == 4 ? B.size(1) : 1, C.dim() == 4 ? C.size(1) : 1);
   }
   int64_t saved() const { return length() > 0 ? (length() - 1) / kChunk : 0; }
-  Tensor empty(at::IntArrayRef size) const { return at::empty(size, u.options()); }
+  Tensor empty(at::IntArrayRef size) const { return fresh(size, u.options()); }
   Tensor new_checkpoints(bool save) const {
     return save ? empty({batch(), saved(), states(), channels()}) : empty({0});
   }
@@ -74,7 +74,7 @@ struct Gradients {
   Tensor u, delta, A, B, C, D, delta_bias;
 
   explicit Gradients(const Direction& d) {
-    u = at::empty_like(d.u), delta = at::empty_like(d.delta);
+    u = fresh_like(d.u), delta = fresh_like(d.delta);
     A = d.empty({d.batch(), d.channels(), d.states()});
     if (d.D.defined()) D = d.empty({d.batch(), d.channels()});
     if (d.delta_bias.defined()) delta_bias = d.empty({d.batch(), d.channels()});
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> scan(
     const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& delta_bias,
     bool delta_softplus, bool reverse, bool save) {
   Direction d(u, delta, A, B, C, D, delta_bias, delta_softplus, reverse);
-  Tensor out = at::empty_like(d.u), checkpoints = d.new_checkpoints(save);
+  Tensor out = fresh_like(d.u), checkpoints = d.new_checkpoints(save);
   Tensor last_state = d.empty({d.batch(), d.channels(), d.states()});
   if (u.numel() == 0) {
     last_state.zero_();
@@ -154,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_
     bool delta_softplus, bool reverse) {
   Direction d(u, delta, A, B, C, D, delta_bias, delta_softplus, reverse);
   auto type = d.u.scalar_type();
-  Tensor gate = as(z, type), grad_z = gate.defined() ? at::empty_like(gate) : Tensor();
+  Tensor gate = as(z, type), grad_z = gate.defined() ? fresh_like(gate) : Tensor();
   Gradients g(d);
   g.run(d, gate, 1., Finish::kGate, as(grad_out, type), packed(as(grad_last_state, type)),
         checkpoints, grad_z);
@@ -190,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor> bidirectional_scan(
     bool delta_softplus, double scale, bool save) {
   Direction first(u, delta, A, B, C, D, delta_bias, delta_softplus, false);
   Direction second(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, delta_softplus, true);
-  Tensor out = at::empty_like(first.u), gate = as(z, first.u.scalar_type()), none;
+  Tensor out = fresh_like(first.u), gate = as(z, first.u.scalar_type()), none;
   Tensor checkpoints = first.new_checkpoints(save), checkpoints_b = second.new_checkpoints(save);
   if (u.numel() > 0) {
     forward(first, gate, scale, Finish::kKeep, out, none, checkpoints, save);
@@ -209,7 +209,7 @@ std::vector<Tensor> bidirectional_scan_backward(
   Direction second(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, delta_softplus, true);
   auto type = first.u.scalar_type();
   Tensor grad_out = as(grad_out_, type), gate = as(z, type), none;
-  Tensor grad_z = gate.defined() ? at::empty_like(gate) : none;
+  Tensor grad_z = gate.defined() ? fresh_like(gate) : none;
   Gradients g(first), g_b(second);
   g.run(first, gate, scale, Finish::kKeep, grad_out, none, checkpoints, grad_z);
   g_b.run(second, gate, scale, Finish::kAddAndGate, grad_out, none, checkpoints_b, grad_z);

@@ -12,23 +12,24 @@
 
 namespace {
 
-// Forward over a chunk. decays (steps, N) and states (steps + 1, N), states[0] being given, lie
-// `stride` vectors apart per step.
+// Forward over a chunk from the states `start`. What backward needs of every step is kept, kStates
+// vectors a step: the decay, and h before it.
 template <int N, class T, class MB, class MC>
 __attribute__((noinline)) void record(int steps, const Vec<T>* delta, const Vec<T>* scaled,
                                       const Vec<T>* g, Vec<T>* y, const Vec<T>* A, MB B, MC C,
-                                      Vec<T>* decays, Vec<T>* states, int64_t stride,
-                                      Vec<T>* grad_C, int64_t grad_stride) {
+                                      const Vec<T>* start, Vec<T>* decays, Vec<T>* before,
+                                      Vec<T>* grad_C, int64_t grad_stride, SomeLines<T> ahead) {
   Vec<T> h[N];
-  for (int n = 0; n < N; n++) h[n] = states[n];
+  for (int n = 0; n < N; n++) h[n] = start[n];
   for (int t = 0; t < steps; t++) {
+    ahead.fetch(t);
     Vec<T> d = delta[t], x = scaled[t], gt = g[t], sum = y[t];
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
       Vec<T> a = decay(d * A[n]);
+      before[t * kStates + n] = h[n];
+      decays[t * kStates + n] = a;
       h[n] = fma(a, h[n], B.at(t, n) * x);
-      decays[t * stride + n] = a;
-      states[(t + 1) * stride + n] = h[n];
       sum = fma(h[n], C.at(t, n), sum);
       grad_C[t * grad_stride + n] = fma(h[n], gt, grad_C[t * grad_stride + n]);
     }
@@ -40,20 +41,22 @@ __attribute__((noinline)) void record(int steps, const Vec<T>* delta, const Vec<
 template <int N, class T, class MB, class MC>
 __attribute__((noinline)) void retreat(int steps, const Vec<T>* delta, const Vec<T>* scaled,
                                        const Vec<T>* g, const Vec<T>* A, MB B, MC C,
-                                       const Vec<T>* decays, const Vec<T>* states, int64_t stride,
+                                       const Vec<T>* decays, const Vec<T>* before,
                                        Vec<T>* grad_B, int64_t grad_stride, Vec<T>* carried,
-                                       Vec<T>* grad_A, Vec<T>* grad_scaled, Vec<T>* grad_delta) {
+                                       Vec<T>* grad_A, Vec<T>* grad_scaled, Vec<T>* grad_delta,
+                                       SomeLines<T> ahead) {
   Vec<T> X[N], dA[N];
   for (int n = 0; n < N; n++) X[n] = carried[n], dA[n] = grad_A[n];
   for (int t = steps - 1; t >= 0; t--) {
+    ahead.fetch(t);
     Vec<T> d = delta[t], x = scaled[t], gt = g[t], sum = grad_scaled[t], sum_delta = grad_delta[t];
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
       Vec<T> G = fma(C.at(t, n), gt, X[n]);
       grad_B[t * grad_stride + n] = fma(G, x, grad_B[t * grad_stride + n]);
       sum = fma(G, B.at(t, n), sum);
-      X[n] = decays[t * stride + n] * G;
-      Vec<T> e = X[n] * states[t * stride + n];
+      X[n] = decays[t * kStates + n] * G;
+      Vec<T> e = X[n] * before[t * kStates + n];
       dA[n] = fma(e, d, dA[n]);
       sum_delta = fma(e, A[n], sum_delta);
     }
@@ -71,7 +74,9 @@ template <class T> struct Backward {
   V *A, *A_scaled, *X, *B_constant, *C_constant, *grad_A, *grad_B_constant, *grad_C_constant;
   V *grad_D, *grad_bias;                      // per block
   V *u, *delta, *slope, *scaled, *g, *y, *grad_u, *grad_delta;   // per step
-  V *decays, *states, *grad_B, *grad_C;       // (steps, states)
+  V *start;                                   // per state
+  V *decays, *before;                         // (steps, kStates)
+  V *grad_B, *grad_C;                         // (steps, states)
   T *B, *C;                                   // (steps, states)
 
   Backward(const mmvim::ScanArgs<T>& args, Arena& arena) : args(args) {
@@ -83,8 +88,9 @@ template <class T> struct Backward {
     for (V** vector : {&grad_D, &grad_bias}) *vector = arena.take<V>(blocks);
     for (V** tile : {&u, &delta, &slope, &scaled, &g, &y, &grad_u, &grad_delta})
       *tile = arena.take<V>(kSteps);
-    for (V** tile : {&decays, &grad_B, &grad_C}) *tile = arena.take<V>(kSteps * N);
-    states = arena.take<V>((kSteps + 1) * N);
+    start = arena.take<V>(N);
+    for (V** tile : {&decays, &before}) *tile = arena.take<V>(kSteps * kStates);
+    for (V** tile : {&grad_B, &grad_C}) *tile = arena.take<V>(kSteps * N);
     for (T** tile : {&B, &C}) *tile = arena.take<T>(kSteps * N);
   }
 
@@ -103,7 +109,10 @@ template <class T> struct Backward {
         for (int64_t i = 0; i < steps * N; i++) grad_C[i] = V{};
       }
       for (int64_t k = task.first; k < task.last; k++)
-        tile(Window{task.batch, task.channel(k), time, steps, task.lanes(k)}, k - task.first);
+        tile(Window{task.batch, task.channel(k), time, steps, task.lanes(k)},
+             k + 1 < task.last ? Window{task.batch, task.channel(k + 1), time}
+                               : Window{task.batch, task.channel(task.first), time - kSteps},
+             k - task.first);
       int64_t row = (task.split * args.batch + task.batch) * args.groups + task.group;
       int64_t to = row * args.length * N + time * args.grad_time;
       if (args.B.varying) sum_lanes(grad_B, args.grad_B + to, steps);
@@ -146,7 +155,7 @@ template <class T> struct Backward {
         to[t * args.grad_time + n] = sum<T>(from[t * args.states + n]);
   }
 
-  void tile(const Window& w, int64_t block) {
+  void tile(const Window& w, const Window& next, int64_t block) {
     const int64_t N = args.states, i = block * N;
     V bias = args.delta_bias ? load_lanes(args.delta_bias + w.channel, 1, w.lanes) : V{};
     V D = args.D ? load_lanes(args.D + w.channel, 1, w.lanes) : V{};
@@ -160,19 +169,22 @@ template <class T> struct Backward {
       grad_u[t] = grad_delta[t] = V{};
     }
     load_checkpoint(w);
-    expect_store(args.grad_u, w);
-    expect_store(args.grad_delta, w);
+    Ahead<T> ahead(N > kStates ? 4 : 2);
+    ahead.add(args.u, next), ahead.add(args.delta, next);
+    ahead.add(args.grad_out, next), ahead.add(args.z, next);
+    for (const auto& s : {args.grad_u, args.grad_delta, args.grad_z}) ahead.add(s, next);
 
     over_states(N, [&](int64_t n, auto count) {
       constexpr int kCount = decltype(count)::value;
       with_coefficients(args, B, C, B_constant + i, C_constant + i, n, [&](auto mB, auto mC) {
         // a constant matrix gathers its gradient over time, a varying one over blocks
         bool in_B = args.B.varying, in_C = args.C.varying;
-        record<kCount, T>(w.steps, delta, scaled, g, y, A_scaled + i + n, mB, mC, decays + n,
-                          states + n, N, in_C ? grad_C + n : grad_C_constant + i + n, in_C ? N : 0);
-        retreat<kCount, T>(w.steps, delta, scaled, g, A + i + n, mB, mC, decays + n, states + n, N,
+        record<kCount, T>(w.steps, delta, scaled, g, y, A_scaled + i + n, mB, mC, start + n,
+                          decays, before, in_C ? grad_C + n : grad_C_constant + i + n,
+                          in_C ? N : 0, ahead.share());
+        retreat<kCount, T>(w.steps, delta, scaled, g, A + i + n, mB, mC, decays, before,
                            in_B ? grad_B + n : grad_B_constant + i + n, in_B ? N : 0, X + i + n,
-                           grad_A + i + n, grad_u, grad_delta);
+                           grad_A + i + n, grad_u, grad_delta, ahead.share());
       });
     });
 
@@ -195,12 +207,12 @@ template <class T> struct Backward {
   void load_checkpoint(const Window& w) {
     int64_t chunk = w.time / kSteps, saved = (args.length - 1) / kSteps;
     if (chunk == 0) {
-      for (int64_t n = 0; n < args.states; n++) states[n] = V{};
+      for (int64_t n = 0; n < args.states; n++) start[n] = V{};
       return;
     }
     const T* from = args.checkpoints
         + (w.batch * saved + chunk - 1) * args.states * args.channels + w.channel;
-    load_states(states, from, 1, args.channels, args.states, w.lanes);
+    load_states(start, from, 1, args.channels, args.states, w.lanes);
   }
 
   // g, the gradient of y before the gate.

@@ -4,16 +4,20 @@
 
 namespace {
 
-constexpr int kTile = 64;      // steps whose vectors are in the first-level cache together
+// Steps whose vectors are in the first-level cache together. (batch, length, channels) memory of so
+// few lies in so few pages that the processor remembers where they are.
+constexpr int kTile = 32;
 static_assert(mmvim::kChunk % kTile == 0, "checkpoints are taken at the ends of tiles");
 
 // h and y of some states over one tile; y is added to.
 template <int N, class T, class MB, class MC>
 __attribute__((noinline)) void advance(int steps, const Vec<T>* delta, const Vec<T>* scaled,
-                                       Vec<T>* y, const Vec<T>* A, MB B, MC C, Vec<T>* state) {
+                                       Vec<T>* y, const Vec<T>* A, MB B, MC C, Vec<T>* state,
+                                       SomeLines<T> ahead) {
   Vec<T> h[N];
   for (int n = 0; n < N; n++) h[n] = state[n];
   for (int t = 0; t < steps; t++) {
+    ahead.fetch(t);
     Vec<T> d = delta[t], x = scaled[t], sum = y[t];
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
@@ -60,6 +64,8 @@ template <class T> struct Forward {
       if (args.C.varying) pack(C, args.C, task.batch, task.group, time, steps, N);
       for (int64_t k = task.first; k < task.last; k++)
         tile(Window{task.batch, task.channel(k), time, steps, task.lanes(k)},
+             k + 1 < task.last ? Window{task.batch, task.channel(k + 1), time}
+                               : Window{task.batch, task.channel(task.first), time + kTile},
              (k - task.first) * N);
     }
     for (int64_t k = task.first; args.last_state && k < task.last; k++)
@@ -72,10 +78,9 @@ template <class T> struct Forward {
   }
 
   // One tile of one block, whose per-state vectors start at i.
-  void tile(const Window& w, int64_t i) {
+  void tile(const Window& w, const Window& next, int64_t i) {
     load_tile(u, args.u, w);
     load_tile(delta, args.delta, w);
-    expect_store(args.out, w);
     V bias = args.delta_bias ? load_lanes(args.delta_bias + w.channel, 1, w.lanes) : V{};
     V D = args.D ? load_lanes(args.D + w.channel, 1, w.lanes) : V{};
     step_sizes<false>(delta, delta, bias, args.softplus, w.steps);
@@ -85,9 +90,13 @@ template <class T> struct Forward {
       for (int t = 0; t < w.steps; t++) y[t] = V{};
     }
     for (int t = 0; t < w.steps; t++) scaled[t] = delta[t] * u[t];
+    Ahead<T> ahead(args.states > kStates ? 2 : 1);
+    ahead.add(args.u, next), ahead.add(args.delta, next);
+    ahead.add(args.z, next), ahead.add(args.out, next);
     over_states(args.states, [&](int64_t n, auto count) {
       with_coefficients(args, B, C, B_constant + i, C_constant + i, n, [&](auto mB, auto mC) {
-        advance<decltype(count)::value, T>(w.steps, delta, scaled, y, A + i + n, mB, mC, h + i + n);
+        advance<decltype(count)::value, T>(w.steps, delta, scaled, y, A + i + n, mB, mC, h + i + n,
+                                           ahead.share());
       });
     });
     finish(w);

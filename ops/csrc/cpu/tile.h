@@ -88,10 +88,7 @@ __attribute__((noinline)) void load_tile(Vec<T>* tile, const T* p, int64_t chann
   if (lanes == W && (time == 1 || time == -1) && channel != 1)
     for (; t + W <= steps; t += W) load_square<T>(tile + t, p + t * time, channel, time);
   if (lanes == W && channel == 1)
-    for (; t < steps; t++) {
-      tile[t] = load(p + t * time);
-      __builtin_prefetch(p + t * time + W);     // of the next block of channels
-    }
+    for (; t < steps; t++) tile[t] = load(p + t * time);
   for (; t < steps; t++) tile[t] = load_lanes(p + t * time, channel, lanes);
 }
 
@@ -132,12 +129,45 @@ MMVIM_INLINE void store_tile(const Vec<T>* tile, const mmvim::Sequence<T>& s, co
   store_tile<T>(tile, at(s, w.batch, w.channel, w.time), s.channel, s.time, w.steps, w.lanes);
 }
 
-// Bring the lines that a later store_tile writes into the cache while something is computed.
-template <class T>
-MMVIM_INLINE void expect_store(const mmvim::Sequence<T>& s, const Window& w) {
-  if (s.channel != 1) return;
-  for (int t = 0; t < w.steps; t++) __builtin_prefetch(at(s, w.batch, w.channel, w.time + t), 1);
-}
+// The cache lines of a tile.
+template <class T> struct Lines {
+  const T* first = nullptr;
+  int64_t apart = 0, next = 0;     // of two lines, and of two groups of kLanes lines
+
+  MMVIM_INLINE void fetch(int i) const {
+    __builtin_prefetch(first + i % kLanes<T> * apart + i / kLanes<T> * next);
+  }
+};
+
+template <class T> struct SomeLines {
+  const Lines<T>* lines;
+  int count;
+  MMVIM_INLINE void fetch(int i) const {
+    for (int j = 0; j < count; j++) lines[j].fetch(i);
+  }
+};
+
+// The tiles that are loaded and stored next. Their lines are asked for one by one while something is
+// computed, a share of the tiles in each of a number of loops: all lines at once would be more than a
+// processor can wait for.
+template <class T> class Ahead {
+  Lines<T> lines[7];
+  const int loops;
+  int count = 0, taken = 0;
+
+public:
+  MMVIM_INLINE explicit Ahead(int loops) : loops(loops) {}
+  template <class X> MMVIM_INLINE void add(const mmvim::Sequence<X>& s, const Window& w) {
+    if (!s.data) return;
+    int64_t apart = s.channel == 1 ? s.time : s.channel;
+    lines[count++] = {at(s, w.batch, w.channel, w.time), apart, s.time * kLanes<T>};
+  }
+  MMVIM_INLINE SomeLines<T> share() {
+    int from = taken, all = (count + loops - 1) / loops;
+    taken = from + all < count ? from + all : count;
+    return {lines + from, taken - from};
+  }
+};
 
 // Hands out pieces of one allocation, each aligned for vectors. Started at null it only counts.
 struct Arena {

@@ -149,13 +149,12 @@ MMVIM_INLINE D decay(D scaled) { return exp(scaled); }
 // ln(1 + exp(x)) and its derivative 1 / (1 + exp(-x)), without overflow or cancellation.
 template <class V> MMVIM_INLINE V softplus(V x, V& derivative) {
   const V zero{}, one = zero + 1;
-  V w = exp(x < zero ? x : -x);
+  V w = exp(min(x, -x));     // -|x|
   derivative = (x < zero ? w : one) / (one + w);
   return max(zero, x) + log1p_unit(w);
 }
-template <class V> MMVIM_INLINE V sigmoid(V x) {
-  const V one = V{} + 1;
-  return one / (one + exp(-x));
-}
+// 1 / (1 + exp(-x)), the error below 1e-7: it is a factor, so a small one need not be exact.
+MMVIM_INLINE F sigmoid(F x) { return 1.f / (1.f + exp2(x * -kLog2e)); }
+MMVIM_INLINE D sigmoid(D x) { return 1. / (1. + exp(-x)); }
 
 }  // namespace
