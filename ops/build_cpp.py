@@ -47,7 +47,7 @@ def why_not() -> str | None:
             'pip install --no-build-isolation'
         )
     if os.name != 'posix':
-        return 'only GCC and Clang are supported'
+        return 'it takes GCC'
     return None
 
 

@@ -9,12 +9,22 @@
 
 namespace {
 
+// Lanes I of a and, counted on, b.
+template <int... I, class V> MMVIM_INLINE V shuffle(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, I...);
+#else
+  const decltype(a < b) lanes = {I...};
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
 // Exchange the off-diagonal quarters of the lanes of a and b at distance S.
 template <int S, class V, int... I>
 MMVIM_INLINE void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
   constexpr int W = sizeof...(I);
-  V x = __builtin_shufflevector(a, b, ((I & S) ? W + (I ^ S) : I)...);
-  V y = __builtin_shufflevector(a, b, ((I & S) ? W + I : (I ^ S))...);
+  V x = shuffle<((I & S) ? W + (I ^ S) : I)...>(a, b);
+  V y = shuffle<((I & S) ? W + I : (I ^ S))...>(a, b);
   a = x;
   b = y;
 }
@@ -30,7 +40,7 @@ template <class T, int S = kLanes<T> / 2> MMVIM_INLINE void transpose(Vec<T>* ro
 
 template <int S, class V, int... I>
 MMVIM_INLINE V rotated(V x, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(x, x, (I ^ S)...);
+  return shuffle<(I ^ S)...>(x, x);
 }
 
 // Sum of the lanes.
