@@ -67,9 +67,10 @@ def conv1d(x, weight, bias, silu, reverse):
 
 def _widen(direction, states: int, groups: int):
     """The same scan with as many states and groups as the other direction has."""
+    u, delta, A, B, C, D, delta_bias = direction
+    missing = states - A.shape[1]
 
     def matrix(m: Tensor) -> Tensor:
-        missing = states - direction.A.shape[1]
         if m.ndim == 2:
             return F.pad(m, (0, missing)) if missing else m
         m = F.pad(m, (0, 0, 0, missing)) if missing else m
@@ -79,8 +80,7 @@ def _widen(direction, states: int, groups: int):
             groups // (m.shape[1] if m.ndim == 4 else 1), dim=1
         )
 
-    A = F.pad(direction.A, (0, states - direction.A.shape[1]))
-    return direction._replace(A=A, B=matrix(direction.B), C=matrix(direction.C))
+    return u, delta, F.pad(A, (0, missing)), matrix(B), matrix(C), D, delta_bias
 
 
 # The operators.

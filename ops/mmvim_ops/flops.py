@@ -20,7 +20,7 @@ the smaller one.
 from math import prod
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula, shape_wrapper
 
 from . import backends  # noqa: F401  (defines the operators)
 
@@ -68,3 +68,5 @@ for family in FAMILIES:
         if hasattr(torch.ops.mmvim_ops, f'{family}_{kind}'):
             operator = getattr(torch.ops.mmvim_ops, f'{family}_{kind}')
             register_flop_formula(operator)(formula)
+            # torch 2.4 registers the operator's overloads and then looks for the operator.
+            flop_registry.setdefault(operator, shape_wrapper(formula))

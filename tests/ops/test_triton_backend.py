@@ -19,7 +19,7 @@ import mmvim_ops
 from mmvim_ops import selective_scan, triton_backend
 from mmvim_ops.naive import selective_scan_naive
 
-triton = pytest.importorskip('triton', reason='Triton is not installed')
+triton = pytest.importorskip('triton', minversion=triton_backend.OLDEST)
 HERE = Path(__file__).parent
 INTERPRETED = triton_backend.INTERPRETED
 interpreted = pytest.mark.skipif(not INTERPRETED, reason='runs in the interpreter, see above')
