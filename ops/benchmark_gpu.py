@@ -1,13 +1,14 @@
 """Both directions of a Vim block's scan on a GPU: every backend, beside mamba_ssm's kernel.
 
-    ops/measure_gpu.sh             # on a bare machine: builds, checks, then runs this
-    python ops/benchmark_gpu.py    # this alone
+    ops/measure_gpu.sh                     # on a bare machine: builds, checks, then runs this
+    python ops/benchmark_gpu.py            # this alone
+    python ops/benchmark_gpu.py --sweep    # backend 'cuda', cut in other ways than it chooses
 
 Each candidate computes (y_forward + y_backward) · silu(z) / 2 from the same numbers, forward and
 forward + backward. The backends get (batch, length, channels) in memory, as the block has it;
 mamba_ssm gets (batch, channels, length), as its kernel wants it, and runs two scans, the second on
 flipped copies whose output is flipped back. Either mamba_ssm or its compiled module
-``selective_scan_cuda`` has to be importable for that.
+``selective_scan_cuda`` (ops/build_mamba_ssm.py) has to be importable for that.
 
 Times are per call, from calls that follow each other without a pause; all candidates take turns.
 "replayed" is the same from a CUDA graph, without what Python and the launches cost. What is needed
@@ -21,14 +22,17 @@ import argparse
 import json
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
-from mmvim_ops import Direction, available_backends, bidirectional_selective_scan
+from mmvim_ops import Direction, available_backends, bidirectional_selective_scan, cuda_plan
 from mmvim_ops.backends import BACKENDS
 
 EXPONENTIALS_PER_CLOCK = 16  # of a multiprocessor: compute capability 7.0 to 9.0
@@ -66,6 +70,7 @@ def parse_args() -> argparse.Namespace:
     add('--states', type=int, default=16, help='%(default)s')
     add('--backends', nargs='+', help='all that run on the GPU if not given')
     add('--repeat', type=int, default=15, help='timed repetitions: %(default)s')
+    add('--sweep', action='store_true', help='chunks and warps of backend cuda, not candidates')
     add('--json', type=Path, help='file for the figures')
     return parser.parse_args()
 
@@ -259,6 +264,43 @@ def measure(args: argparse.Namespace, dim: int, length: int, dtype: str) -> list
     return results
 
 
+@contextmanager
+def cut_into(chunks: int, warps: int) -> Iterator[None]:
+    """Have backend 'cuda' cut every length into so many chunks and take blocks of so many warps."""
+    with (
+        patch.object(cuda_plan, 'count_chunks', lambda *_: chunks),
+        patch.object(cuda_plan.Plan, 'warps', lambda *_: warps),
+    ):
+        yield
+
+
+def sweep(args: argparse.Namespace, dim: int, length: int, dtype: str) -> None:
+    """Print times of other numbers of chunks and warps beside those of the backend's own choice."""
+    inputs = make_inputs(args, dim, length, getattr(torch, dtype))
+    grad = torch.randn_like(inputs[0])
+    scan = partial(ours, 'cuda', *inputs)
+
+    def forward():
+        with torch.no_grad():
+            scan()
+
+    def both():
+        torch.autograd.grad(scan(), inputs, grad)
+
+    most = length // cuda_plan.SEGMENT
+    cuts = [(n, w) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if n <= most for w in (1, 2)]
+    for name, run in (('fwd', forward), ('f+b', both)):
+        times = {}
+        for cut in (None, *cuts):
+            with cut_into(*cut) if cut else nullcontext():
+                calls = max(1, int(0.02 / per_call(run, 2)))
+                times[cut] = 1e3 * statistics.median(per_call(run, calls) for _ in range(5))
+        chosen = times.pop(None)
+        print(f'{dtype} D {dim} L {length} {name}: {chosen:.3f} ms as chosen; chunks x warps:')
+        best = sorted(times, key=times.get)
+        print('  ' + ', '.join(f'{n} x {w} {times[n, w]:.3f}' for n, w in best), flush=True)
+
+
 def print_row(r: Result, bandwidth: float, exponentials: float) -> None:
     fastest = min(r.time, r.replayed or r.time)
     cells = [
@@ -285,6 +327,11 @@ def main() -> None:
     args = parse_args()
     if not torch.cuda.is_available():
         raise SystemExit('there is no CUDA device')
+    sizes = list(product(args.dtypes, args.dims, args.lengths))
+    if args.sweep:
+        for dtype, dim, length in sizes:
+            sweep(args, dim, length, dtype)
+        return
     bandwidth, exponentials = gpu_limits()
     print(
         f'{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {args.batch}, '
@@ -297,15 +344,13 @@ def main() -> None:
         '|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|'
     )
     results = []
-    for dtype in args.dtypes:
-        for dim in args.dims:
-            for length in args.lengths:
-                rows = measure(args, dim, length, dtype)
-                results += rows
-                for row in rows:
-                    print_row(row, bandwidth, exponentials)
-                if args.json:
-                    args.json.write_text(json.dumps([asdict(r) for r in results], indent=1))
+    for dtype, dim, length in sizes:
+        rows = measure(args, dim, length, dtype)
+        results += rows
+        for row in rows:
+            print_row(row, bandwidth, exponentials)
+        if args.json:
+            args.json.write_text(json.dumps([asdict(r) for r in results], indent=1))
 
 
 if __name__ == '__main__':
