@@ -30,14 +30,9 @@ __device__ __forceinline__ float shuffle_xor(float x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
-// The same value, but one that the compiler does not know to be: what is computed from it is not
-// moved out of a loop, where it would hold a register for every element.
+// The same value, but the compiler does not know where it comes from, and does not compute it again.
 __device__ __forceinline__ int opaque(int x) {
   asm volatile("" : "+r"(x));
-  return x;
-}
-__device__ __forceinline__ int64_t opaque(int64_t x) {
-  asm volatile("" : "+l"(x));
   return x;
 }
 
@@ -81,6 +76,14 @@ inline const char* device_limits(int64_t device, int64_t* limits) {
 #endif
 
 namespace mmvim {
+
+// The largest words that so many bytes are moved in, whatever type they are of.
+struct __attribute__((aligned(16), may_alias)) Words4 { uint32_t w[4]; };
+struct __attribute__((aligned(8), may_alias)) Words2 { uint32_t w[2]; };
+typedef uint32_t __attribute__((may_alias)) Word;
+template <int kBytes> struct WordsOf { using type = Words4; };
+template <> struct WordsOf<8> { using type = Words2; };
+template <> struct WordsOf<4> { using type = Word; };
 
 constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kLargest = 3.4028234e38f;

@@ -65,14 +65,15 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
   Place<Shape> place(scan, scan.splits);
   const Direction& direction = scan.direction[place.direction];
   const bool gated = scan.z.data != nullptr, two = scan.directions == 2;
-  const int states = int(scan.states), pitch = place.width + 1, split = place.split;
+  const int states = int(scan.states), pitch = place.pitch, split = place.split;
   const int tiles = (place.length + kSteps - 1) / kSteps;
   const float scale = float(scan.scale);
   BackwardMemory<Shape> tile(scan.warps, reinterpret_cast<float*>(memory), place.direction);
-  Elements<Shape> elements(place, direction.u);
-  MatrixLoader<T, Shape> matrix_B(direction.B), matrix_C(direction.C);
+  Piece<Shape> piece(place, direction.u);
+  MatrixLoader<T, Shape, false> matrix_B(direction.B, place, states),
+      matrix_C(direction.C, place, states);
   Coefficients<T, Shape, kConstant> B(direction.B, tile.B), C(direction.C, tile.C);
-  T raw_u[kElements], raw_delta[kElements], raw_g[kElements], raw_z[kElements];
+  alignas(16) T raw_u[kElements], raw_delta[kElements], raw_g[kElements], raw_z[kElements];
   float A[R][S], X[R][S], h[R][S], grad_A[R][S];
   float grad_B[kConstant ? R : 1][S], grad_C[kConstant ? R : 1][S];     // of constant ones
 
@@ -81,37 +82,38 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
     return left < kSteps ? left : kSteps;
   };
   auto fetch = [&](int i, bool retreating) {
-    int steps = steps_of(i);
-    matrix_B.fetch(direction.B, place, states, i * kSteps, steps);
-    if (retreating) matrix_C.fetch(direction.C, place, states, i * kSteps, steps);
-    auto u_at = elements.template walk<const T>(direction.u, i);
-    auto delta_at = elements.template walk<const T>(direction.delta, i);
-    auto g_at = elements.template walk<const T>(scan.grad_out, i);
-    auto z_at = elements.template walk<const T>(scan.z, i);
-    elements.each(steps, [&](int j, int, int, int) {
-      raw_u[j] = *u_at;
-      raw_delta[j] = *delta_at;
-      if (retreating) raw_g[j] = *g_at;
-      if (retreating && gated) raw_z[j] = *z_at;
-    }, u_at, delta_at, g_at, z_at);
+    int steps = steps_of(i), count = piece.count(steps);
+    matrix_B.fetch(i, steps);
+    if (retreating) matrix_C.fetch(i, steps);
+    piece.template of<const T>(direction.u).load(i, count, raw_u);
+    piece.template of<const T>(direction.delta).load(i, count, raw_delta);
+    if (retreating) piece.template of<const T>(scan.grad_out).load(i, count, raw_g);
+    if (retreating && gated) piece.template of<const T>(scan.z).load(i, count, raw_z);
   };
   auto store = [&](int i, bool retreating) {
-    int steps = steps_of(i);
-    matrix_B.store(direction.B, place, states, i * kSteps, steps, tile.B);
-    if (retreating) matrix_C.store(direction.C, place, states, i * kSteps, steps, tile.C);
-    elements.every(steps, [&](int j, int at, int c, bool exists) {
-      float u = exists ? to_float(raw_u[j]) : 0.f, delta = 0, g = 0;
-      if (exists) delta = step_size(to_float(raw_delta[j]), tile.bias[c], scan.softplus);
-      tile.delta[at] = delta;
-      tile.scaled[at] = delta * u;
-      if (!retreating) return;
-      if (exists) {
-        g = to_float(raw_g[j]) * scale;
-        if (gated) g *= to_float(raw_z[j]) * sigmoid(to_float(raw_z[j]));
-      }
-      tile.g[at] = g;
-      tile.y[at] = direction.D == nullptr || !exists ? 0.f : tile.skip[c] * u;
-    });
+    int steps = steps_of(i), count = piece.count(steps);
+    matrix_B.store(i, steps, tile.B);
+    if (retreating) matrix_C.store(i, steps, tile.C);
+    alignas(16) float delta[kElements], scaled[kElements], g[kElements], of_channel[kElements];
+    piece.get_channels(tile.bias, of_channel);
+#pragma unroll
+    for (int j = 0; j < kElements; j++) {
+      float soft = step_size(to_float(raw_delta[j]), of_channel[j], scan.softplus);
+      delta[j] = j < count ? soft : 0.f;
+      scaled[j] = delta[j] * to_float(raw_u[j]);
+    }
+    piece.put(tile.delta, delta);
+    piece.put(tile.scaled, scaled);
+    if (!retreating) return;
+    piece.get_channels(tile.skip, of_channel);
+#pragma unroll
+    for (int j = 0; j < kElements; j++) {
+      g[j] = to_float(raw_g[j]) * scale;
+      if (gated) g[j] *= to_float(raw_z[j]) * sigmoid(to_float(raw_z[j]));
+      of_channel[j] = direction.D == nullptr ? 0.f : of_channel[j] * to_float(raw_u[j]);
+    }
+    piece.put(tile.g, g);
+    piece.put(tile.y, of_channel);
   };
   auto start = [&](int stride, int r, int s) -> float& {
     return tile.starts[(stride * R * S + r * S + s) * place.threads + place.thread];
@@ -201,50 +203,76 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
     set(tile.grad_delta, by_delta);
   };
 
-  // Gradients of the elements of a tile, once the sums over states are known.
-  auto finish = [&](int i, int steps) {
-    auto u_at = elements.template walk<const T>(direction.u, i);
-    auto delta_at = elements.template walk<const T>(direction.delta, i);
-    auto g_at = elements.template walk<const T>(scan.grad_out, i);
-    auto z_at = elements.template walk<const T>(scan.z, i);
-    auto grad_u_at = elements.template walk<T>(direction.grad_u, i);
-    auto grad_delta_at = elements.template walk<T>(direction.grad_delta, i);
-    auto grad_z_at = elements.template walk<T>(scan.grad_z, i);
-    auto partial_at = elements.template walk<float>(scan.partial, i);
+  // The gradient of z, which needs y of all directions; as in the forward pass.
+  auto finish_z = [&](int i, int steps) {
+    const int count = piece.count(steps);
     const Visits visits(place.length, i, true);
     const Visit visit = two ? visits.all(steps) : Visit::kSecond;
-    auto write_grad_z = [&](float y) {
-      float z = to_float(*z_at), s = sigmoid(z), g = to_float(*g_at) * scale;
-      assign(*grad_z_at, y * g * s * fmaf(z, 1 - s, 1.f));
-    };
-    auto first_at = partial_at;
-    elements.each(steps, [&](int, int at, int, int c) {
-      float u = to_float(*u_at), g = tile.g[at], by_scaled = tile.grad_scaled[at];
-      float by_u = by_scaled * tile.delta[at];
-      if (direction.D != nullptr) by_u = fmaf(tile.skip[c], g, by_u);
-      float by_delta = fmaf(by_scaled, u, tile.grad_delta[at] * kLn2);
-      float slope = sigmoid(to_float(*delta_at) + tile.bias[c]);
-      by_delta *= scan.softplus ? slope : 1.f;
-      assign(*grad_u_at, by_u);
-      assign(*grad_delta_at, by_delta);
-      tile.grad_delta[at] = by_delta;
-      tile.scaled[at] = g * u;
-    }, u_at, delta_at, grad_u_at, grad_delta_at);
-    if (gated && visit == Visit::kFirst)
-      elements.each(steps, [&](int, int at, int, int) { *partial_at = tile.y[at]; }, partial_at);
-    if (gated && visit == Visit::kSecond)
-      elements.each(steps, [&](int, int at, int, int) {
-        write_grad_z(two ? tile.y[at] + *partial_at : tile.y[at]);
-      }, partial_at, g_at, z_at, grad_z_at);
-    if (gated && visit == Visit::kMixed) {
-      elements.each_in_turn(steps, [&](int, int at, int t, int) {
-        if (visits.is_first(t, place.direction)) *first_at = tile.y[at];
-      }, first_at);
+    const auto all_partial = piece.template of<float>(scan.partial);
+    alignas(16) T raw[kElements];
+    alignas(16) float y[kElements], other[kElements];
+    piece.get(tile.y, y);
+    if (visit == Visit::kMixed) {
+      all_partial.each(i, count, [&](int j, float& at) {
+        if (visits.is_first(piece.step(j), place.direction)) at = y[j];
+      });
       __syncthreads();
-      elements.each_in_turn(steps, [&](int, int at, int t, int) {
-        if (!visits.is_first(t, place.direction)) write_grad_z(tile.y[at] + *partial_at);
-      }, partial_at, g_at, z_at, grad_z_at);
     }
+    if (visit == Visit::kFirst) return all_partial.store(i, count, y);
+    if (two) all_partial.load(i, count, other);
+    piece.template of<const T>(scan.grad_out).load(i, count, raw);
+#pragma unroll
+    for (int j = 0; j < kElements; j++) {
+      if (two) y[j] += other[j];
+      y[j] *= to_float(raw[j]) * scale;
+    }
+    piece.template of<const T>(scan.z).load(i, count, raw);
+#pragma unroll
+    for (int j = 0; j < kElements; j++) {
+      float z = to_float(raw[j]), s = sigmoid(z);
+      y[j] *= s * fmaf(z, 1 - s, 1.f);
+    }
+    const auto all_grad_z = piece.template of<T>(scan.grad_z);
+    if (visit == Visit::kSecond) return all_grad_z.store(i, count, y);
+    all_grad_z.each(i, count, [&](int j, T& at) {
+      if (!visits.is_first(piece.step(j), place.direction)) assign(at, y[j]);
+    });
+  };
+  // Gradients of the elements of a tile, once the sums over states are known.
+  auto finish = [&](int i, int steps) {
+    const int count = piece.count(steps);
+    alignas(16) T raw[kElements];
+    alignas(16) float by_delta[kElements], by_u[kElements], g[kElements], values[kElements];
+    piece.template of<const T>(direction.delta).load(i, count, raw);
+    piece.get_channels(tile.bias, values);
+    piece.get(tile.grad_delta, by_delta);
+#pragma unroll
+    for (int j = 0; j < kElements; j++) {
+      float slope = sigmoid(to_float(raw[j]) + values[j]);
+      values[j] = scan.softplus ? slope : 1.f;
+    }
+    piece.template of<const T>(direction.u).load(i, count, raw);
+    piece.get(tile.grad_scaled, by_u);
+#pragma unroll
+    for (int j = 0; j < kElements; j++)
+      by_delta[j] = fmaf(by_u[j], to_float(raw[j]), by_delta[j] * kLn2) * values[j];
+    piece.template of<T>(direction.grad_delta).store(i, count, by_delta);
+    piece.put(tile.grad_delta, by_delta);
+    piece.get(tile.delta, values);
+    piece.get(tile.g, g);
+#pragma unroll
+    for (int j = 0; j < kElements; j++) {
+      by_u[j] *= values[j];
+      values[j] = g[j] * to_float(raw[j]);
+    }
+    piece.put(tile.scaled, values);
+    if (direction.D != nullptr) {
+      piece.get_channels(tile.skip, values);
+#pragma unroll
+      for (int j = 0; j < kElements; j++) by_u[j] = fmaf(values[j], g[j], by_u[j]);
+    }
+    piece.template of<T>(direction.grad_u).store(i, count, by_u);
+    if (gated) finish_z(i, steps);
     __syncthreads();
   };
   // Sums over the channels of the block for B and C; the next block of channels adds to them.

@@ -18,11 +18,12 @@ template <int P_, int S_, int R_> struct Shape {
   static constexpr int kRows = 32 / P;                 // lanes with different channels
   static constexpr int kChannels = kRows * R;          // of a warp
   static constexpr int kPitch = kStates + 4;           // of a step of B or C, 16-byte aligned
-  static constexpr int kElements = (kSteps * kChannels + 31) / 32;   // per thread
+  static constexpr int kElements = (kSteps * kChannels + 31) / 32;   // of a tile, per thread
   static constexpr int kKept = S > kRows ? S / kRows : 1;     // states of a lane after sum_rows
-  // Values of a tile of B or C that a thread has on their way from memory.
-  static constexpr int kAhead = kStates * kSteps / 32 < 8 ? kStates * kSteps / 32 : 8;
 };
+
+// Steps of a tile begin in different banks of shared memory, and at multiples of 16 bytes.
+constexpr int kPadding = 4;
 
 inline int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 
@@ -33,7 +34,7 @@ __host__ __device__ inline int64_t blocks_per_group(const Scan& scan, int64_t wi
 // A place in the grid and in the block.
 template <class Shape> struct Place {
   int direction, thread, threads, warp, lane, part, row;   // thread: within the direction
-  int width, shift;              // channels of the block: 1 << shift
+  int width, pitch;              // channels of the block, and of a step of a tile in shared memory
   int batch, group, chunk, line;    // line: batch * chunks + chunk; in the grid, so below 2^31
   int split;
   int member, first_channel;     // of the block, within its group and of all
@@ -48,7 +49,7 @@ template <class Shape> struct Place {
     thread = int(threadIdx.x) % threads;
     warp = thread / 32, lane = thread % 32, part = lane % Shape::P, row = lane / Shape::P;
     width = int(scan.warps) * Shape::kChannels;
-    shift = 31 - __clz(width);
+    pitch = width + kPadding;
     unsigned i = blockIdx.x;
     split = int(i % unsigned(blocks)), i /= unsigned(blocks);
     group = int(i % unsigned(scan.groups)), i /= unsigned(scan.groups);
@@ -73,173 +74,6 @@ template <class Shape> struct Place {
     return warp * Shape::kChannels + r * Shape::kRows + row;
   }
   __device__ int64_t time(int step_of_chunk) const { return begin + step * step_of_chunk; }
-};
-
-// A thread's elements of one sequence in a tile, one after another: equally far apart.
-template <class T> struct Walk {
-  char* at;
-  int64_t stride;      // bytes
-  __device__ __forceinline__ T& operator*() const { return *reinterpret_cast<T*>(at); }
-  __device__ __forceinline__ void next() { at += stride; }
-};
-
-// The elements of a tile that a thread brings and takes: the same ones of every sequence.
-template <class Shape> struct Elements {
-  const Place<Shape>& place;
-  int time, channel;                 // of the first
-  int time_apart, channel_apart;     // of two; one of them is 0
-
-  // Neighbouring threads have what is next to each other in memory.
-  __device__ Elements(const Place<Shape>& place, const Sequence& like) : place(place) {
-    int64_t along = like.time < 0 ? -like.time : like.time;
-    if ((like.channel < 0 ? -like.channel : like.channel) <= along) {
-      time = place.thread >> place.shift, channel = place.thread & (place.width - 1);
-      time_apart = 32 / Shape::kChannels, channel_apart = 0;
-    } else {
-      time = place.thread % kSteps, channel = place.thread / kSteps;
-      time_apart = 0, channel_apart = place.threads / kSteps;
-    }
-  }
-  template <class T>
-  __device__ __forceinline__ Walk<T> walk(const Sequence& x, int tile) const {
-    T* first = static_cast<T*>(x.data) + opaque(place.batch) * x.batch
-        + opaque(place.first_channel + channel) * x.channel
-        + opaque(place.time(tile * kSteps + time)) * x.time;
-    int64_t stride = opaque(channel_apart) * x.channel + place.step * opaque(time_apart) * x.time;
-    return {(char*)first, stride * int64_t(sizeof(T))};
-  }
-  // f(i, at, t, c) for those that exist, with `at` the place in a tile in shared memory; the walks
-  // go along. Unrolled, so that i indexes registers. Most tiles are whole and need no questions.
-  template <class F, class... Walks>
-  __device__ __forceinline__ void each(int steps, F f, Walks&... walks) const {
-    Index j(*this);
-    if (whole(steps)) {
-#pragma unroll
-      for (int i = 0; i < Shape::kElements; i++, j.next(), (walks.next(), ...))
-        f(i, j.at, j.t, j.c);
-    } else {
-#pragma unroll
-      for (int i = 0; i < Shape::kElements; i++, j.next(), (walks.next(), ...))
-        if (j.t < steps && j.c < place.channels) f(i, j.at, j.t, j.c);
-    }
-  }
-  // The same, where i indexes memory only.
-  template <class F, class... Walks>
-  __device__ __forceinline__ void each_in_turn(int steps, F f, Walks&... walks) const {
-    Index j(*this);
-#pragma unroll 1
-    for (int i = 0; i < Shape::kElements; i++, j.next(), (walks.next(), ...))
-      if (j.t < steps && j.c < place.channels) f(i, j.at, j.t, j.c);
-  }
-  // f(i, at, c, exists) for all in the tile.
-  template <class F> __device__ __forceinline__ void every(int steps, F f) const {
-    Index j(*this);
-    if (whole(steps)) {
-#pragma unroll
-      for (int i = 0; i < Shape::kElements; i++, j.next()) f(i, j.at, j.c, true);
-    } else {
-#pragma unroll
-      for (int i = 0; i < Shape::kElements; i++, j.next())
-        if (j.t < kSteps && j.c < place.width)
-          f(i, j.at, j.c, j.t < steps && j.c < place.channels);
-    }
-  }
-  // Whether all elements of all threads exist.
-  __device__ __forceinline__ bool whole(int steps) const {
-    return Shape::kChannels * kSteps % 32 == 0 && steps == kSteps && place.channels == place.width;
-  }
-
-private:
-  struct Index {
-    int t, c, at, time_apart, channel_apart, apart;
-    __device__ __forceinline__ explicit Index(const Elements& e)
-        : t(opaque(e.time)), c(opaque(e.channel)), time_apart(opaque(e.time_apart)),
-          channel_apart(opaque(e.channel_apart)) {
-      int pitch = e.place.width + 1;
-      at = t * pitch + c, apart = time_apart * pitch + channel_apart;
-    }
-    __device__ __forceinline__ void next() { t += time_apart, c += channel_apart, at += apart; }
-  };
-};
-
-// A tile of B or C on its way through registers into shared memory, (steps, states) as floats.
-template <class T, class Shape> struct MatrixLoader {
-  T ahead[Shape::kAhead];
-
-  bool states_first;     // neighbouring threads have neighbouring states
-
-  __device__ __forceinline__ explicit MatrixLoader(const Matrix& m)
-      : states_first((m.state < 0 ? -m.state : m.state) <= (m.time < 0 ? -m.time : m.time)) {}
-
-  // f(i, t, n, offset, at) with the offset from the matrix' first element of this tile, and the
-  // place in the tile in shared memory.
-  template <class F>
-  __device__ __forceinline__ void each(const Matrix& m, const Place<Shape>& place, int first,
-                                       int last, F f) const {
-    if constexpr (Shape::kStates <= 32) {      // a thread's are equally far apart
-      static_assert(Shape::kStates == kSteps, "");
-      int thread = opaque(place.thread);
-      int low = thread % kSteps, high = thread / kSteps, apart = opaque(place.threads / kSteps);
-      int t = states_first ? high : low, n = states_first ? low : high;
-      int t_apart = states_first ? apart : 0, n_apart = apart - t_apart;
-      int at = t * Shape::kPitch + n, at_apart = t_apart * Shape::kPitch + n_apart;
-      int64_t of_time = place.step * m.time, offset = t * of_time + n * m.state;
-      int64_t stride = t_apart * of_time + n_apart * m.state;
-#pragma unroll
-      for (int i = first; i < last; i++) {
-        if (i * apart >= kSteps) break;
-        f(i, t, n, offset, at);
-        t += t_apart, n += n_apart, offset += stride, at += at_apart;
-      }
-    } else {
-#pragma unroll
-      for (int i = first; i < last; i++) {
-        int e = i * place.threads + place.thread;
-        if (e >= kSteps * Shape::kStates) break;
-        int t = states_first ? e / Shape::kStates : e % kSteps;
-        int n = states_first ? e % Shape::kStates : e / kSteps;
-        f(i, t, n, n * m.state + place.step * t * m.time, t * Shape::kPitch + n);
-      }
-    }
-  }
-  static __device__ __forceinline__ const T* tile_of(const Matrix& m, const Place<Shape>& place,
-                                                     int step) {
-    return static_cast<const T*>(m.data) + opaque(place.batch) * m.batch
-        + opaque(place.group) * m.group + opaque(place.time(step)) * m.time;
-  }
-  __device__ __forceinline__ void fetch(const Matrix& m, const Place<Shape>& place, int states,
-                                        int step, int steps) {
-    if (!m.varying) return;
-    const T* from = tile_of(m, place, step);
-    if (steps == kSteps && states == Shape::kStates)
-      each(m, place, 0, Shape::kAhead, [&](int i, int, int, int64_t offset, int) {
-        ahead[i] = from[offset];
-      });
-    else
-      each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t offset, int) {
-        if (t < steps && n < states) ahead[i] = from[offset];
-      });
-  }
-  __device__ __forceinline__ void store(const Matrix& m, const Place<Shape>& place, int states,
-                                        int step, int steps, float* tile) const {
-    if (!m.varying) return;
-    if (steps == kSteps && states == Shape::kStates)
-      each(m, place, 0, Shape::kAhead, [&](int i, int, int, int64_t, int at) {
-        tile[at] = to_float(ahead[i]);
-      });
-    else
-      each(m, place, 0, Shape::kAhead, [&](int i, int t, int n, int64_t, int at) {
-        bool exists = t < steps && n < states;
-        tile[at] = exists ? to_float(ahead[i]) : 0.f;
-      });
-    constexpr int kAll = kSteps * Shape::kStates / 32;
-    const T* from = tile_of(m, place, step);
-    for (int i = Shape::kAhead; i < kAll; i++)     // of many states: the rest, straight away
-      each(m, place, i, i + 1, [&](int, int t, int n, int64_t offset, int at) {
-        bool exists = t < steps && n < states;
-        tile[at] = exists ? to_float(from[offset]) : 0.f;
-      });
-  }
 };
 
 // B or C as the recurrence reads it: S values of a step for this lane.
@@ -386,9 +220,10 @@ struct Visits {
 
 // Shared memory in floats.
 template <class Shape> struct Layout {
-  int sequence, matrix;   // floats of one tile
+  int sequence, matrix;   // of one tile
   __host__ __device__ Layout(int64_t warps)
-      : sequence(kSteps * (int(warps) * Shape::kChannels + 1)), matrix(kSteps * Shape::kPitch) {}
+      : sequence(kSteps * (int(warps) * Shape::kChannels + kPadding)),
+        matrix(kSteps * Shape::kPitch) {}
 };
 
 }  // namespace mmvim

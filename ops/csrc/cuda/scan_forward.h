@@ -3,7 +3,7 @@
 // borders, scan_forward goes through every chunk from the right start. With one chunk the first two
 // fall away. Backward uses the first two the other way round, for the gradients of the states.
 #pragma once
-#include "scan_common.h"
+#include "tiles.h"
 
 namespace mmvim {
 
@@ -48,7 +48,7 @@ template <class Shape> struct EndsMemory {
 template <class T, class Shape, bool kConstant, bool kAdjoint>
 __global__ void __launch_bounds__(128) chunk_ends(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
-  constexpr int R = Shape::R, S = Shape::S;
+  constexpr int R = Shape::R, S = Shape::S, kElements = Shape::kElements;
   Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
   const Direction& direction = scan.direction[place.direction];
   const Sequence& x = kAdjoint ? scan.grad_out : direction.u;
@@ -56,57 +56,54 @@ __global__ void __launch_bounds__(128) chunk_ends(const __grid_constant__ Scan s
   const bool gated = kAdjoint && scan.z.data != nullptr;
   const int states = int(scan.states), tiles = (place.length + kSteps - 1) / kSteps;
   EndsMemory<Shape> tile(scan.warps, reinterpret_cast<float*>(memory), place.direction);
-  Elements<Shape> elements(place, x);
-  MatrixLoader<T, Shape> matrix(M);
+  Piece<Shape> piece(place, x);
+  MatrixLoader<T, Shape, true> matrix(M, place, states);
   Coefficients<T, Shape, kConstant> coefficients(M, tile.matrix);
-  T raw_x[Shape::kElements], raw_delta[Shape::kElements], raw_z[Shape::kElements];
+  alignas(16) T raw_x[kElements], raw_delta[kElements], raw_z[kElements];
   float A[R][S], h[R][S] = {}, sum[R] = {};
   load_A(scan, place, A);
   coefficients.choose(M, place, states);
   load_vector(place, direction.delta_bias, tile.bias);
 
-  auto first_of = [&](int i) { return (kAdjoint ? tiles - 1 - i : i) * kSteps; };
+  const auto all_x = piece.template of<const T>(x);
+  const auto all_delta = piece.template of<const T>(direction.delta);
+  const auto all_z = piece.template of<const T>(scan.z);
   auto steps_of = [&](int i) {
-    int left = place.length - first_of(i);
+    int left = place.length - i * kSteps;
     return left < kSteps ? left : kSteps;
   };
   auto fetch = [&](int i) {
-    int first = first_of(i), steps = steps_of(i);
-    matrix.fetch(M, place, states, first, steps);
-    auto x_at = elements.template walk<const T>(x, first / kSteps);
-    auto delta_at = elements.template walk<const T>(direction.delta, first / kSteps);
-    auto z_at = elements.template walk<const T>(scan.z, first / kSteps);
-    elements.each(steps, [&](int j, int, int, int) {
-      raw_x[j] = *x_at;
-      raw_delta[j] = *delta_at;
-      if (gated) raw_z[j] = *z_at;
-    }, x_at, delta_at, z_at);
+    int steps = steps_of(i), count = piece.count(steps);
+    matrix.fetch(i, steps);
+    all_x.load(i, count, raw_x);
+    all_delta.load(i, count, raw_delta);
+    if (gated) all_z.load(i, count, raw_z);
   };
-  fetch(0);
-  for (int i = 0; i < tiles; i++) {
-    const int first = first_of(i), steps = steps_of(i);
+  const int from = kAdjoint ? tiles - 1 : 0, to = kAdjoint ? -1 : tiles, next = kAdjoint ? -1 : 1;
+  fetch(from);
+  for (int i = from; i != to; i += next) {
+    const int steps = steps_of(i), count = piece.count(steps);
     __syncthreads();     // everybody has read the last tile; the bias is there
-    matrix.store(M, place, states, first, steps, tile.matrix);
-    elements.every(steps, [&](int j, int at, int c, bool exists) {
-      float value = 0, delta = 0;
-      if (exists) {
-        value = to_float(raw_x[j]);
-        delta = step_size(to_float(raw_delta[j]), tile.bias[c], scan.softplus);
-        if (!kAdjoint) value *= delta;
-        else if (gated) value *= to_float(raw_z[j]) * sigmoid(to_float(raw_z[j]));
-        if (kAdjoint) value *= float(scan.scale);
-      }
-      tile.delta[at] = delta;
-      tile.value[at] = value;
-    });
+    matrix.store(i, steps, tile.matrix);
+    alignas(16) float value[kElements], delta[kElements], bias[kElements];
+    piece.get_channels(tile.bias, bias);
+#pragma unroll
+    for (int j = 0; j < kElements; j++) {
+      float soft = step_size(to_float(raw_delta[j]), bias[j], scan.softplus);
+      delta[j] = j < count ? soft : 0.f;
+      value[j] = to_float(raw_x[j]) * (kAdjoint ? float(scan.scale) : delta[j]);
+      if (gated) value[j] *= to_float(raw_z[j]) * sigmoid(to_float(raw_z[j]));
+    }
+    piece.put(tile.delta, delta);
+    piece.put(tile.value, value);
     __syncthreads();
-    if (i + 1 < tiles) fetch(i + 1);
+    if (i + next != to) fetch(i + next);
 #pragma unroll 4
     for (int k = 0; k < steps; k++) {
       int t = kAdjoint ? steps - 1 - k : k;
 #pragma unroll
       for (int r = 0; r < R; r++) {
-        int at = t * (place.width + 1) + place.channel(r);
+        int at = t * place.pitch + place.channel(r);
         float delta = tile.delta[at], value = tile.value[at], m[S];
         coefficients.at(t, r, place.part, m);
         sum[r] += delta;
@@ -171,18 +168,24 @@ template <class T, class Shape, bool kConstant>
 __global__ void __launch_bounds__(128, Shape::P == 4 && !kConstant ? 3 : 1)
 scan_forward(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
-  constexpr int R = Shape::R, S = Shape::S;
+  constexpr int R = Shape::R, S = Shape::S, kElements = Shape::kElements;
   Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
   const Direction& direction = scan.direction[place.direction];
   const bool gated = scan.z.data != nullptr, two = scan.directions == 2;
-  const int states = int(scan.states), pitch = place.width + 1;
+  const int states = int(scan.states), pitch = place.pitch;
   const int tiles = (place.length + kSteps - 1) / kSteps;
   ForwardMemory<Shape> tile(scan.warps, reinterpret_cast<float*>(memory), place.direction);
-  Elements<Shape> elements(place, direction.u);
-  MatrixLoader<T, Shape> matrix_B(direction.B), matrix_C(direction.C);
+  Piece<Shape> piece(place, direction.u);
+  MatrixLoader<T, Shape, true> matrix_B(direction.B, place, states),
+      matrix_C(direction.C, place, states);
   Coefficients<T, Shape, kConstant> B(direction.B, tile.B), C(direction.C, tile.C);
-  T raw_u[Shape::kElements], raw_delta[Shape::kElements], raw_z[Shape::kElements];
-  float other[Shape::kElements];     // y of the other direction, where it came first
+  const auto all_u = piece.template of<const T>(direction.u);
+  const auto all_delta = piece.template of<const T>(direction.delta);
+  const auto all_z = piece.template of<const T>(scan.z);
+  const auto all_out = piece.template of<T>(scan.out);
+  const auto all_partial = piece.template of<float>(scan.partial);
+  alignas(16) T raw_u[kElements], raw_delta[kElements], raw_z[kElements];
+  alignas(16) float other[kElements];     // y of the other direction, where it came first
   float A[R][S], h[R][S];
   load_A(scan, place, A);
   B.choose(direction.B, place, states);
@@ -197,42 +200,40 @@ scan_forward(const __grid_constant__ Scan scan) {
     return left < kSteps ? left : kSteps;
   };
   auto fetch = [&](int i) {
-    int steps = steps_of(i);
-    matrix_B.fetch(direction.B, place, states, i * kSteps, steps);
-    matrix_C.fetch(direction.C, place, states, i * kSteps, steps);
-    auto u_at = elements.template walk<const T>(direction.u, i);
-    auto delta_at = elements.template walk<const T>(direction.delta, i);
-    elements.each(steps, [&](int j, int, int, int) {
-      raw_u[j] = *u_at;
-      raw_delta[j] = *delta_at;
-    }, u_at, delta_at);
+    int steps = steps_of(i), count = piece.count(steps);
+    matrix_B.fetch(i, steps);
+    matrix_C.fetch(i, steps);
+    all_u.load(i, count, raw_u);
+    all_delta.load(i, count, raw_delta);
   };
 
   fetch(0);
   for (int i = 0; i < tiles; i++) {
-    const int first = i * kSteps, steps = steps_of(i);
+    const int first = i * kSteps, steps = steps_of(i), count = piece.count(steps);
     // y is read by the thread that writes it here, the rest was read before the last barrier.
-    matrix_B.store(direction.B, place, states, first, steps, tile.B);
-    matrix_C.store(direction.C, place, states, first, steps, tile.C);
-    elements.every(steps, [&](int j, int at, int c, bool exists) {
-      float u = exists ? to_float(raw_u[j]) : 0.f, delta = 0;
-      if (exists) delta = step_size(to_float(raw_delta[j]), tile.bias[c], scan.softplus);
-      tile.delta[at] = delta;
-      tile.scaled[at] = delta * u;
-      tile.y[at] = direction.D == nullptr || !exists ? 0.f : tile.skip[c] * u;
-    });
+    matrix_B.store(i, steps, tile.B);
+    matrix_C.store(i, steps, tile.C);
+    alignas(16) float delta[kElements], scaled[kElements], y[kElements], of_channel[kElements];
+    piece.get_channels(tile.bias, of_channel);
+#pragma unroll
+    for (int j = 0; j < kElements; j++) {
+      float soft = step_size(to_float(raw_delta[j]), of_channel[j], scan.softplus);
+      delta[j] = j < count ? soft : 0.f;
+      scaled[j] = delta[j] * to_float(raw_u[j]);
+    }
+    piece.get_channels(tile.skip, of_channel);
+#pragma unroll
+    for (int j = 0; j < kElements; j++)
+      y[j] = direction.D == nullptr ? 0.f : of_channel[j] * to_float(raw_u[j]);
+    piece.put(tile.delta, delta);
+    piece.put(tile.scaled, scaled);
+    piece.put(tile.y, y);
     __syncthreads();
     if (i + 1 < tiles) fetch(i + 1);
     const Visits visits(place.length, i, false);
     const Visit visit = two ? visits.all(steps) : Visit::kSecond;
-    if (visit == Visit::kSecond) {
-      auto z_at = elements.template walk<const T>(scan.z, i);
-      auto partial_at = elements.template walk<float>(scan.partial, i);
-      elements.each(steps, [&](int j, int, int, int) {
-        if (gated) raw_z[j] = *z_at;
-        if (two) other[j] = *partial_at;
-      }, z_at, partial_at);
-    }
+    if (gated && visit != Visit::kFirst) all_z.load(i, count, raw_z);
+    if (two && visit == Visit::kSecond) all_partial.load(i, count, other);
     if (direction.checkpoints != nullptr && first % kSegment == 0) {
       int64_t segments = (scan.length + kSegment - 1) / kSegment;
       int64_t segment = (place.chunk * scan.chunk_length + first) / kSegment;
@@ -267,32 +268,31 @@ scan_forward(const __grid_constant__ Scan scan) {
     for (int from = 0; from < steps; from += kStride) stride(from);
     __syncthreads();
 
-    auto z_at = elements.template walk<const T>(scan.z, i);
-    auto partial_at = elements.template walk<float>(scan.partial, i);
-    auto out_at = elements.template walk<T>(scan.out, i);
-    auto finish = [&](float z, float y) {
-      y *= float(scan.scale);
-      if (gated) y *= z * sigmoid(z);
-      assign(*out_at, y);
-    };
-    if (visit == Visit::kFirst) {
-      elements.each(steps, [&](int, int at, int, int) { *partial_at = tile.y[at]; }, partial_at);
-    } else if (visit == Visit::kSecond) {
-      elements.each(steps, [&](int j, int at, int, int) {
-        finish(gated ? to_float(raw_z[j]) : 0.f, two ? tile.y[at] + other[j] : tile.y[at]);
-      }, out_at);
-    } else {
-      auto sum_at = partial_at;
-      elements.each_in_turn(steps, [&](int, int at, int t, int) {
-        if (visits.is_first(t, place.direction)) *partial_at = tile.y[at];
-      }, partial_at);
+    piece.get(tile.y, y);
+    if (visit == Visit::kMixed) {     // the second ones wait until the first ones are there
+      all_partial.each(i, count, [&](int j, float& at) {
+        if (visits.is_first(piece.step(j), place.direction)) at = y[j];
+      });
       __syncthreads();
-      elements.each_in_turn(steps, [&](int, int at, int t, int) {
-        if (!visits.is_first(t, place.direction)) {
-          float z = gated ? to_float(*z_at) : 0.f;
-          finish(z, tile.y[at] + *sum_at);
-        }
-      }, z_at, sum_at, out_at);
+      all_partial.load(i, count, other);
+    }
+    if (visit == Visit::kFirst) {
+      all_partial.store(i, count, y);
+      continue;
+    }
+#pragma unroll
+    for (int j = 0; j < kElements; j++) {
+      float z = gated ? to_float(raw_z[j]) : 0.f;
+      if (two) y[j] += other[j];
+      y[j] *= float(scan.scale);
+      if (gated) y[j] *= z * sigmoid(z);
+    }
+    if (visit == Visit::kSecond) {
+      all_out.store(i, count, y);
+    } else {
+      all_out.each(i, count, [&](int j, T& at) {
+        if (!visits.is_first(piece.step(j), place.direction)) assign(at, y[j]);
+      });
     }
   }
 
