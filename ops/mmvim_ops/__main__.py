@@ -3,6 +3,7 @@
 import platform
 import sys
 import warnings
+from importlib import metadata
 
 import torch
 
@@ -85,9 +86,17 @@ def describe(backend: Backend) -> tuple[str, bool]:
     return '; '.join(line for line, _ in results), all(fine for _, fine in results)
 
 
+def version(package: str) -> str:
+    try:
+        return f'{package} {metadata.version(package)}'
+    except metadata.PackageNotFoundError:
+        return f'no {package}'
+
+
 def main() -> int:
     """Print the report; the exit status is 1 where a backend that is there does not work."""
-    print(f'Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}')
+    versions = [f'Python {platform.python_version()}', version('torch'), version('triton')]
+    print(*versions, platform.machine(), sep=', ')
     print(f'CPU: {torch.get_num_threads()} threads', end='')
     if BACKENDS['cpp'].missing() is None:
         ops = torch.ops.mmvim_ops

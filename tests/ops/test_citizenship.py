@@ -75,8 +75,14 @@ def test_opcheck_of_the_cpp_conv1d(bias):
     )
 
 
-@each_backend
-def test_compiles_into_one_graph(backend):
+@pytest.mark.parametrize(
+    'backend, compiler',
+    [
+        *((name, 'aot_eager') for name in CPU_BACKENDS),
+        pytest.param('cpp', 'inductor', marks=needs_cpp),  # compiles C++ itself: once is enough
+    ],
+)
+def test_compiles_into_one_graph(backend, compiler):
     def block(x, weight, A, z, B):
         u = causal_conv1d(x, weight, backend=backend)
         y, state = selective_scan(
@@ -100,7 +106,7 @@ def test_compiles_into_one_graph(backend):
     arguments = [
         t.requires_grad_() for t in (x, weight, -torch.rand(6, 4), z, torch.randn(2, 4, 30))
     ]
-    compiled = torch.compile(block, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(block, fullgraph=True, backend=compiler)
     expected = torch.autograd.grad(block(*arguments), arguments)
     actual = torch.autograd.grad(compiled(*arguments), arguments)
     for one, other in zip(actual, expected, strict=True):
