@@ -18,5 +18,5 @@ test -f "$here/mmvim_ops/_cpp.so"
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$here CXXFLAGS=$flags
 # Not what starts other programs, nor what needs more memory than there is.
-"$python" -m pytest tests/ops -p no:cacheprovider \
+"$python" -m pytest tests/ops -p no:cacheprovider --capture=sys \
   -k '(cpp or cuda) and not (compiles_and or inductor or 64_bits)' "$@"
