@@ -65,12 +65,17 @@ template <class T> struct Convolution {
     for (int64_t time = 0; time < args.length; time += kConvTile)
       for (int64_t block = task.first; block < task.last; block++) {
         Window w = window(task, block, time);
+        Window next = block + 1 < task.last ? window(task, block + 1, time)
+                                            : window(task, task.first, time + kConvTile);
+        Ahead<T> ahead(1);
+        ahead.add(args.x, next), ahead.add(args.out, next);
+        const SomeLines<T> lines = ahead.share();
         load_parameters(w);
         load_input(w);
-        if (args.silu) {
-          for (int t = 0; t < w.steps; t++) { V s = at<kTaps>(t); out[t] = s * sigmoid(s); }
-        } else {
-          for (int t = 0; t < w.steps; t++) out[t] = at<kTaps>(t);
+        for (int t = 0; t < w.steps; t++) {
+          lines.fetch(t);
+          V s = at<kTaps>(t);
+          out[t] = args.silu ? s * sigmoid(s) : s;
         }
         store_tile(out, args.out, w);
       }
