@@ -94,26 +94,16 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
     int steps = steps_of(i), count = piece.count(steps);
     matrix_B.store(i, steps, tile.B);
     if (retreating) matrix_C.store(i, steps, tile.C);
-    alignas(16) float delta[kElements], scaled[kElements], g[kElements], of_channel[kElements];
-    piece.get_channels(tile.bias, of_channel);
-#pragma unroll
-    for (int j = 0; j < kElements; j++) {
-      float soft = step_size(to_float(raw_delta[j]), of_channel[j], scan.softplus);
-      delta[j] = j < count ? soft : 0.f;
-      scaled[j] = delta[j] * to_float(raw_u[j]);
-    }
-    piece.put(tile.delta, delta);
-    piece.put(tile.scaled, scaled);
+    put_steps(piece, count, raw_u, raw_delta, tile.bias, scan.softplus, tile.delta, tile.scaled);
     if (!retreating) return;
-    piece.get_channels(tile.skip, of_channel);
+    put_skipped(piece, raw_u, tile.skip, direction.D != nullptr, tile.y);
+    alignas(16) float g[kElements];
 #pragma unroll
     for (int j = 0; j < kElements; j++) {
       g[j] = to_float(raw_g[j]) * scale;
       if (gated) g[j] *= to_float(raw_z[j]) * sigmoid(to_float(raw_z[j]));
-      of_channel[j] = direction.D == nullptr ? 0.f : of_channel[j] * to_float(raw_u[j]);
     }
     piece.put(tile.g, g);
-    piece.put(tile.y, of_channel);
   };
   auto start = [&](int stride, int r, int s) -> float& {
     return tile.starts[(stride * R * S + r * S + s) * place.threads + place.thread];

@@ -1,4 +1,4 @@
-// How a block is laid out, and how tiles come into shared memory.
+// How a block is laid out, and where its states and matrices are.
 //
 // A block owns `width` neighbouring channels of one group in one chunk of one batch element, for
 // one direction or, with half of its warps each, for two. A warp's lanes are cut as Shape says: P
@@ -24,8 +24,6 @@ template <int P_, int S_, int R_> struct Shape {
 
 // Steps of a tile begin in different banks of shared memory, and at multiples of 16 bytes.
 constexpr int kPadding = 4;
-
-inline int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 
 __host__ __device__ inline int64_t blocks_per_group(const Scan& scan, int64_t width) {
   return (scan.channels / scan.groups + width - 1) / width;

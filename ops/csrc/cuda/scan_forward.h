@@ -28,6 +28,37 @@ __device__ __forceinline__ void load_vector(const Place<Shape>& place, const flo
     to[c] = from != nullptr && c < place.channels ? from[place.first_channel + c] : 0.f;
 }
 
+// Δ and Δ u of a thread's piece of a tile, into shared memory; steps that do not exist have Δ = 0.
+template <class T, class Shape>
+__device__ __forceinline__ void put_steps(const Piece<Shape>& piece, int count,
+                                          const T (&u)[Shape::kElements],
+                                          const T (&raw)[Shape::kElements], const float* bias,
+                                          bool with_softplus, float* delta_tile,
+                                          float* scaled_tile) {
+  alignas(16) float delta[Shape::kElements], scaled[Shape::kElements], added[Shape::kElements];
+  piece.get_channels(bias, added);
+#pragma unroll
+  for (int j = 0; j < Shape::kElements; j++) {
+    float soft = step_size(to_float(raw[j]), added[j], with_softplus);
+    delta[j] = j < count ? soft : 0.f;
+    scaled[j] = delta[j] * to_float(u[j]);
+  }
+  piece.put(delta_tile, delta);
+  piece.put(scaled_tile, scaled);
+}
+
+// D u of the same.
+template <class T, class Shape>
+__device__ __forceinline__ void put_skipped(const Piece<Shape>& piece,
+                                            const T (&u)[Shape::kElements], const float* skip,
+                                            bool with_skip, float* tile) {
+  alignas(16) float y[Shape::kElements];
+  piece.get_channels(skip, y);
+#pragma unroll
+  for (int j = 0; j < Shape::kElements; j++) y[j] = with_skip ? y[j] * to_float(u[j]) : 0.f;
+  piece.put(tile, y);
+}
+
 template <class Shape> struct EndsMemory {
   float *matrix, *delta, *value, *bias;
   __host__ __device__ EndsMemory(int64_t warps, float* memory, int direction) {
@@ -213,21 +244,8 @@ scan_forward(const __grid_constant__ Scan scan) {
     // y is read by the thread that writes it here, the rest was read before the last barrier.
     matrix_B.store(i, steps, tile.B);
     matrix_C.store(i, steps, tile.C);
-    alignas(16) float delta[kElements], scaled[kElements], y[kElements], of_channel[kElements];
-    piece.get_channels(tile.bias, of_channel);
-#pragma unroll
-    for (int j = 0; j < kElements; j++) {
-      float soft = step_size(to_float(raw_delta[j]), of_channel[j], scan.softplus);
-      delta[j] = j < count ? soft : 0.f;
-      scaled[j] = delta[j] * to_float(raw_u[j]);
-    }
-    piece.get_channels(tile.skip, of_channel);
-#pragma unroll
-    for (int j = 0; j < kElements; j++)
-      y[j] = direction.D == nullptr ? 0.f : of_channel[j] * to_float(raw_u[j]);
-    piece.put(tile.delta, delta);
-    piece.put(tile.scaled, scaled);
-    piece.put(tile.y, y);
+    put_steps(piece, count, raw_u, raw_delta, tile.bias, scan.softplus, tile.delta, tile.scaled);
+    put_skipped(piece, raw_u, tile.skip, direction.D != nullptr, tile.y);
     __syncthreads();
     if (i + 1 < tiles) fetch(i + 1);
     const Visits visits(place.length, i, false);
@@ -268,6 +286,7 @@ scan_forward(const __grid_constant__ Scan scan) {
     for (int from = 0; from < steps; from += kStride) stride(from);
     __syncthreads();
 
+    alignas(16) float y[kElements];
     piece.get(tile.y, y);
     if (visit == Visit::kMixed) {     // the second ones wait until the first ones are there
       all_partial.each(i, count, [&](int j, float& at) {

@@ -182,7 +182,6 @@ inline void run_block(int threads, size_t shared_bytes) {
 #define blockDim emulated::block_size
 
 inline void __syncthreads() { emulated::barrier(); }
-inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 
 // 16-bit floating point: what nvcc's headers offer, by bits.
 struct __nv_bfloat16 {
