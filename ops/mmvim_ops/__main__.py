@@ -86,16 +86,16 @@ def describe(backend: Backend) -> tuple[str, bool]:
     return '; '.join(line for line, _ in results), all(fine for _, fine in results)
 
 
-def version(package: str) -> str:
+def triton_version() -> str:
     try:
-        return f'{package} {metadata.version(package)}'
+        return f'triton {metadata.version("triton")}'
     except metadata.PackageNotFoundError:
-        return f'no {package}'
+        return 'no triton'
 
 
 def main() -> int:
     """Print the report; the exit status is 1 where a backend that is there does not work."""
-    versions = [f'Python {platform.python_version()}', version('torch'), version('triton')]
+    versions = [f'Python {platform.python_version()}', f'torch {torch.__version__}', triton_version()]
     print(*versions, platform.machine(), sep=', ')
     print(f'CPU: {torch.get_num_threads()} threads', end='')
     if BACKENDS['cpp'].missing() is None:
