@@ -95,7 +95,11 @@ def triton_version() -> str:
 
 def main() -> int:
     """Print the report; the exit status is 1 where a backend that is there does not work."""
-    versions = [f'Python {platform.python_version()}', f'torch {torch.__version__}', triton_version()]
+    versions = [
+        f'Python {platform.python_version()}',
+        f'torch {torch.__version__}',
+        triton_version(),
+    ]
     print(*versions, platform.machine(), sep=', ')
     print(f'CPU: {torch.get_num_threads()} threads', end='')
     if BACKENDS['cpp'].missing() is None:
