@@ -145,7 +145,7 @@ class MambaMixer(nn.Module):
         if own:
             conv1d, x_proj, dt_proj, D = self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.D_b
         elif shared is not None:
-            return shared._replace(A=A)
+            return Direction(*shared[:2], A, *shared[3:])  # torch 2.4 does not trace _replace
         u = causal_conv1d(x, conv1d.weight, conv1d.bias, reverse=own)
         u = u[..., : u.shape[-1] - margin] if own else u[..., margin:]  # (B, E, L)
         sizes = (self.dt_rank, self.d_state, self.d_state)

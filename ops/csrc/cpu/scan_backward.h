@@ -110,9 +110,7 @@ template <class T> struct Backward {
       }
       for (int64_t k = task.first; k < task.last; k++)
         tile(Window{task.batch, task.channel(k), time, steps, task.lanes(k)},
-             k + 1 < task.last ? Window{task.batch, task.channel(k + 1), time}
-                               : Window{task.batch, task.channel(task.first), time - kSteps},
-             k - task.first);
+             task.after(k, time, time - kSteps), k - task.first);
       int64_t row = (task.split * args.batch + task.batch) * args.groups + task.group;
       int64_t to = row * args.length * N + time * args.grad_time;
       if (args.B.varying) sum_lanes(grad_B, args.grad_B + to, steps);

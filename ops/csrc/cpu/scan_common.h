@@ -30,6 +30,11 @@ template <class T> struct Task {
   MMVIM_INLINE int64_t channel(int64_t block) const {
     return group * per_group + block * kLanes<T>;
   }
+  // Where the work after this block is: in the next one or, after the last, in the first one later.
+  MMVIM_INLINE Window after(int64_t block, int64_t time, int64_t later) const {
+    return block + 1 < last ? Window{batch, channel(block + 1), time}
+                            : Window{batch, channel(first), later};
+  }
   MMVIM_INLINE int lanes(int64_t block) const {
     int64_t left = per_group - block * kLanes<T>;
     return int(left < kLanes<T> ? left : kLanes<T>);

@@ -64,9 +64,7 @@ template <class T> struct Forward {
       if (args.C.varying) pack(C, args.C, task.batch, task.group, time, steps, N);
       for (int64_t k = task.first; k < task.last; k++)
         tile(Window{task.batch, task.channel(k), time, steps, task.lanes(k)},
-             k + 1 < task.last ? Window{task.batch, task.channel(k + 1), time}
-                               : Window{task.batch, task.channel(task.first), time + kTile},
-             (k - task.first) * N);
+             task.after(k, time, time + kTile), (k - task.first) * N);
     }
     for (int64_t k = task.first; args.last_state && k < task.last; k++)
       store_states(h + (k - task.first) * N, states_of(args.last_state, task, task.channel(k)), N,
