@@ -18,4 +18,4 @@ if "$python" -c 'import pytest' 2>/dev/null; then
     -k 'gpu or graph' || echo 'tests failed, see above'
 fi
 "$python" ops/benchmark_gpu.py "$@"
-"$python" ops/benchmark_gpu.py --sweep --dims 768
+"$python" ops/benchmark_gpu.py --sweep --dims 768 "$@"
