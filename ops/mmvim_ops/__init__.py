@@ -7,12 +7,17 @@
 from .backends import available_backends
 from .blocks import scan_block_
 from .interface import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
+from .linear import linear
+from .mamba_mixer import MixerDirection, mamba_mixer
 
 __all__ = [
     'Direction',
+    'MixerDirection',
     'available_backends',
     'bidirectional_selective_scan',
     'causal_conv1d',
+    'linear',
+    'mamba_mixer',
     'scan_block_',
     'selective_scan',
 ]
