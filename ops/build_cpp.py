@@ -33,7 +33,7 @@ if X86_64:
         '-mfma',
         '-mprefer-vector-width=512',
     ]
-OPERATORS = ('scan.cpp', 'conv1d.cpp', 'dispatch.cpp')
+OPERATORS = ('scan.cpp', 'conv1d.cpp', 'mixer.cpp', 'dispatch.cpp')
 COMMON = ['-O3', '-fPIC', '-g0', '-Wno-psabi', '-Wno-uninitialized', '-Wno-maybe-uninitialized']
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from . import cpp_mixer
+from .backends import choose_backend
 from .interface import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
 from .linear import linear
 
@@ -96,6 +98,14 @@ def mamba_mixer(
     directions = [MixerDirection(*direction) for direction in directions]
     if len(directions) not in (1, 2):
         raise ValueError(f'directions must be one or two, got {len(directions)}')
+
+    chosen = choose_backend(backend, tokens.device.type, tokens.dtype)
+    weights = in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias
+    if (
+        chosen.name == 'cpp'
+        and cpp_mixer.mixer_why_not(tokens, weights, directions, recompute) is None
+    ):
+        return cpp_mixer.mixer(tokens, *weights, directions, scale, recompute)
 
     def project(tokens: Tensor) -> Tensor:
         return linear(tokens, in_proj_weight, in_proj_bias)  # (B, L, 2 E)
