@@ -32,8 +32,9 @@ from unittest.mock import patch
 
 import torch
 
-from mmvim_ops import Direction, available_backends, bidirectional_selective_scan, cuda_plan
+from mmvim_ops import Direction, available_backends, bidirectional_selective_scan
 from mmvim_ops.backends import BACKENDS
+from mmvim_ops.backends.cuda import plan as cuda_plan
 
 EXPONENTIALS_PER_CLOCK = 16  # of a multiprocessor: compute capability 7.0 to 9.0
 THEIRS = 'mamba_ssm'

@@ -5,10 +5,10 @@
 """
 
 from .backends import available_backends
-from .blocks import scan_block_
 from .interface import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
 from .linear import linear
 from .mamba_mixer import MixerDirection, mamba_mixer
+from .segments import scan_block_
 
 __all__ = [
     'Direction',

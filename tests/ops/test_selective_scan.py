@@ -15,7 +15,8 @@ from scan_cases import (
     run,
 )
 
-from mmvim_ops import selective_scan, torch_scan
+from mmvim_ops import selective_scan
+from mmvim_ops.backends.torch import scan as torch_scan
 from mmvim_ops.naive import selective_scan_naive
 
 GOLDENS = torch.load(

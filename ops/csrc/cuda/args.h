@@ -1,4 +1,4 @@
-// What a caller passes: addresses, strides in elements, sizes. mmvim_ops/cuda_backend.py has the
+// What a caller passes: addresses, strides in elements, sizes. mmvim_ops/backends/cuda/library.py has the
 // same structures; every field is eight bytes wide, so that nothing is padded.
 #pragma once
 #include <cstdint>

@@ -18,15 +18,15 @@ from mmvim_ops import (
     Direction,
     bidirectional_selective_scan,
     causal_conv1d,
-    cuda_backend,
-    cuda_library,
-    cuda_plan,
     selective_scan,
 )
-from mmvim_ops import backends as registry
+from mmvim_ops.backends import registry
+from mmvim_ops.backends.cuda import library as cuda_library
+from mmvim_ops.backends.cuda import operators as cuda_backend
+from mmvim_ops.backends.cuda import plan as cuda_plan
 from mmvim_ops.naive import causal_conv1d_naive, selective_scan_naive
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'ops'))
+sys.path.insert(0, str(Path(__file__).parents[3] / 'ops'))
 import build_cuda
 from build_emulation import build, find_compiler
 

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 
-from .naive import compute_dtype
+from ...naive import compute_dtype
 
 
 def conv1d(x, weight, bias, silu, reverse):

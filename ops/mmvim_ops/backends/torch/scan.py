@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .naive import compute_dtype
+from ...naive import compute_dtype
 
 TILE = 1 << 21  # elements in one tile: with its few companions it fits into the cache
 

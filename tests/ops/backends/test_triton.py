@@ -16,11 +16,12 @@ import torch
 from scan_cases import TENSORS, assert_same, make_arguments, random_arguments, run
 
 import mmvim_ops
-from mmvim_ops import selective_scan, triton_backend
+from mmvim_ops import selective_scan
+from mmvim_ops.backends.triton import operators as triton_backend
 from mmvim_ops.naive import selective_scan_naive
 
 triton = pytest.importorskip('triton', minversion=triton_backend.OLDEST)
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 INTERPRETED = triton_backend.INTERPRETED
 interpreted = pytest.mark.skipif(not INTERPRETED, reason='runs in the interpreter, see above')
 compiled = pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
@@ -29,9 +30,9 @@ ops = torch.ops.mmvim_ops
 
 @compiled
 def test_passes_in_the_interpreter():
-    files = ('test_triton_backend.py', 'test_selective_scan.py', 'test_citizenship.py')
+    files = ('backends/test_triton.py', 'test_selective_scan.py', 'test_torch_integration.py')
     chosen = (
-        'test_triton_backend or triton and (official and not long or strides or reverse_is or '
+        'test_triton.py or triton and (official and not long or strides or reverse_is or '
         'empty or length_one or computes_in or one_graph or recomputed)'
     )
     result = subprocess.run(

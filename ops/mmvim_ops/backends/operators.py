@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .torch_scan import refuse_second_derivative
+from .torch.scan import refuse_second_derivative
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import torch_conv
-from .memory import keep_freed_memory
-from .naive import compute_dtype
-from .registration import (
+from ...memory import keep_freed_memory
+from ...naive import compute_dtype
+from ..operators import (
     fake_bidirectional_scan_backward,
     fake_conv1d,
     fake_conv1d_backward,
@@ -20,8 +19,9 @@ from .registration import (
     needs_gradient,
     register_gradients,
 )
+from ..torch import conv1d as torch_conv
 
-LIBRARY = Path(__file__).with_name('_cpp.so')
+LIBRARY = Path(__file__).parents[2] / '_cpp.so'
 BUILD_COMMAND = 'pip install --no-build-isolation --no-deps -e .'
 CHUNK = 160  # kChunk of csrc/cpu/args.h: steps between two checkpoints
 MOST_TAPS = 8  # kMostTaps of csrc/cpu/conv1d.h

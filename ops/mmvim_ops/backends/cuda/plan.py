@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .cuda_library import (
+from .library import (
     DTYPES,
     Scan,
     Side,

@@ -10,10 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import torch_conv, torch_scan
-from .cuda_library import DTYPES, Convolution, address, call, missing, sequence, stream
-from .cuda_plan import SEGMENT, Arguments, Plan, count_groups, kernel_dtype
-from .registration import (
+from ..operators import (
     fake_bidirectional_scan_backward,
     fake_conv1d,
     fake_conv1d_backward,
@@ -22,6 +19,10 @@ from .registration import (
     needs_gradient,
     register_gradients,
 )
+from ..torch import conv1d as torch_conv
+from ..torch import scan as torch_scan
+from .library import DTYPES, Convolution, address, call, missing, sequence, stream
+from .plan import SEGMENT, Arguments, Plan, count_groups, kernel_dtype
 
 __all__ = ['DTYPES', 'bidirectional_scan', 'conv1d', 'missing', 'scan']
 

@@ -1,4 +1,4 @@
-"""Backend 'triton': launches the kernels of :mod:`mmvim_ops.triton_scan`, registers the operators.
+"""Backend 'triton': launches the kernels of :mod:`.kernels`, registers the operators.
 
 The kernels are imported when they first run: where there is no GPU, Triton costs nothing.
 """
@@ -9,14 +9,14 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
-from .naive import compute_dtype
-from .registration import (
+from ...naive import compute_dtype
+from ..operators import (
     fake_scan_backward,
     needs_gradient,
     only_given,
     save_scan_arguments,
 )
-from .torch_scan import refuse_second_derivative
+from ..torch.scan import refuse_second_derivative
 
 CHUNK = 64  # steps between two checkpoints, a multiple of STRIDE
 STRIDE = 4  # steps whose states backward holds in registers at once
@@ -65,9 +65,9 @@ class Launcher:
         import triton.language as tl
         from triton import cdiv, next_power_of_2
 
-        from . import triton_scan
+        from . import kernels
 
-        self.kernels = triton_scan
+        self.kernels = kernels
         self.device, self.dtype = u.device, compute_dtype(u.dtype)
         self.batch, self.channels, self.length = u.shape
         self.states = A.shape[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-LIBRARY = Path(__file__).with_name('_cuda.so')
+LIBRARY = Path(__file__).parents[2] / '_cuda.so'
 BUILD_COMMAND = 'python ops/build_cuda.py'
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # Dtype of csrc/cuda/device.h
 

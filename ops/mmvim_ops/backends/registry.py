@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from . import cpp_backend, cuda_backend, torch_conv, torch_scan, triton_backend
-from .checks import FLOATS
+from ..checks import FLOATS
+from .cpp import operators as cpp
+from .cuda import operators as cuda
+from .torch import conv1d as torch_conv
+from .torch import scan as torch_scan
+from .triton import operators as triton
 
 
 @dataclass(frozen=True)
@@ -58,28 +62,28 @@ BACKENDS = {
         Backend(
             'cpp',
             ('cpu',),
-            lambda: cpp_backend.MISSING,
-            cpp_backend.scan,
-            cpp_backend.bidirectional_scan,
-            cpp_backend.conv1d,
-            cpp_backend.scan_block,
+            lambda: cpp.MISSING,
+            cpp.scan,
+            cpp.bidirectional_scan,
+            cpp.conv1d,
+            cpp.scan_block,
         ),
         Backend(
             'cuda',
             ('cuda',),
-            cuda_backend.missing,
-            cuda_backend.scan,
-            cuda_backend.bidirectional_scan,
-            cuda_backend.conv1d,
+            cuda.missing,
+            cuda.scan,
+            cuda.bidirectional_scan,
+            cuda.conv1d,
             only_by_name_on=('cpu',),  # where tests emulate it
-            dtypes=tuple(cuda_backend.DTYPES),
+            dtypes=tuple(cuda.DTYPES),
         ),
         Backend(
             'triton',
-            ('cpu', 'cuda') if triton_backend.INTERPRETED else ('cuda',),
-            triton_backend.missing,
-            triton_backend.scan,
-            only_by_name_on=('cpu', 'cuda') if triton_backend.INTERPRETED else (),
+            ('cpu', 'cuda') if triton.INTERPRETED else ('cuda',),
+            triton.missing,
+            triton.scan,
+            only_by_name_on=('cpu', 'cuda') if triton.INTERPRETED else (),
         ),
         Backend('torch', None, lambda: None, torch_scan.scan),
     )

@@ -1,0 +1,1 @@
+"""Backend 'cpp': compiled kernels for the CPU, ``csrc/cpu``."""

@@ -1,0 +1,1 @@
+"""Backend 'cuda': compiled kernels for NVIDIA GPUs, ``csrc/cuda``."""

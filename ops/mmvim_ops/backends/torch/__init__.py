@@ -1,0 +1,1 @@
+"""Backend 'torch': plain PyTorch, on every device."""

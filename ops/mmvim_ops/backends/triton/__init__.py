@@ -1,0 +1,1 @@
+"""Backend 'triton': kernels for NVIDIA GPUs that Triton compiles when they first run."""
