@@ -288,7 +288,7 @@ def sweep(args: argparse.Namespace, dim: int, length: int, dtype: str) -> None:
     def both():
         torch.autograd.grad(scan(), inputs, grad)
 
-    most = length // cuda_plan.SEGMENT
+    most = length // cuda_plan.constant('segment')
     cuts = [(n, w) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if n <= most for w in (1, 2)]
     for name, run in (('fwd', forward), ('f+b', both)):
         times = {}

@@ -4,11 +4,17 @@
 >>> y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
 """
 
-from .backends import available_backends
-from .interface import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
+from .backends import available_backends, use_backend
+from .interface import (
+    Direction,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    scan_block_,
+    scan_segment_,
+    selective_scan,
+)
 from .linear import linear
 from .mamba_mixer import MixerDirection, mamba_mixer
-from .segments import scan_block_
 
 __all__ = [
     'Direction',
@@ -19,5 +25,7 @@ __all__ = [
     'linear',
     'mamba_mixer',
     'scan_block_',
+    'scan_segment_',
     'selective_scan',
+    'use_backend',
 ]

@@ -1,50 +1,18 @@
 """The whole token mixer of a Mamba block as one differentiable operation."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import cpp_mixer
-from .backends import choose_backend
-from .interface import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
+from .backends import choose_backend, selected
+from .calls import Direction, MixerCall, MixerDirection
+from .checks import refuse_forward_mode
+from .interface import bidirectional_selective_scan, causal_conv1d, selective_scan
 from .linear import linear
 
 RECOMPUTE = ('activations', 'all', 'none')
-
-
-class MixerDirection(NamedTuple):
-    """The parameters of one scan of :func:`mamba_mixer` and how it reads the sequence.
-
-    E are the mixer's inner channels, N the states of each, R the rank of the step size.
-
-    Args:
-        conv_weight (Tensor): Depthwise filters, (E, taps) or, as in ``nn.Conv1d``, (E, 1, taps).
-        conv_bias (Tensor | None): (E,).
-        x_proj_weight (Tensor): (R + 2 N, E); its rows give dt, B and C.
-        dt_proj_weight (Tensor): (E, R).
-        dt_bias (Tensor): Added to the step size before the softplus, (E,).
-        A (Tensor): State matrix, (E, N). Usually < 0.
-        D (Tensor | None): Skip connection, (E,).
-        reverse (bool): Scan from the last token to the first.
-        conv_reverse (bool | None): The convolution sees the tokens behind in place of those before;
-            as ``reverse`` if None.
-        order (Tensor | None): Permutation of the tokens in which this direction reads them, (L,)
-            int64; the result is put back in place.
-    """
-
-    conv_weight: Tensor
-    conv_bias: Tensor | None
-    x_proj_weight: Tensor
-    dt_proj_weight: Tensor
-    dt_bias: Tensor
-    A: Tensor
-    D: Tensor | None = None
-    reverse: bool = False
-    conv_reverse: bool | None = None
-    order: Tensor | None = None
 
 
 def mamba_mixer(
@@ -92,6 +60,7 @@ def mamba_mixer(
     Raises:
         TypeError: An argument is no tensor or not of a real floating dtype.
         ValueError: A shape or device does not fit, ``recompute`` or the backend is unknown.
+        NotImplementedError: An argument has a forward-mode derivative.
     """
     if recompute not in RECOMPUTE:
         raise ValueError(f'recompute must be one of {RECOMPUTE}, got {recompute!r}')
@@ -99,13 +68,15 @@ def mamba_mixer(
     if len(directions) not in (1, 2):
         raise ValueError(f'directions must be one or two, got {len(directions)}')
 
-    chosen = choose_backend(backend, tokens.device.type, tokens.dtype)
+    backend = selected(backend)  # what is computed again in another thread takes the same one
     weights = in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias
-    if (
-        chosen.name == 'cpp'
-        and cpp_mixer.mixer_why_not(tokens, weights, directions, recompute) is None
-    ):
-        return cpp_mixer.mixer(tokens, *weights, directions, scale, recompute)
+    refuse_forward_mode(
+        'mamba_mixer', tokens, *weights, *(x for direction in directions for x in direction[:7])
+    )
+    call = MixerCall(tokens, *weights, tuple(directions), float(scale), recompute)
+    out = choose_backend(backend, tokens.device.type, tokens.dtype).mamba_mixer(call)
+    if out is not None:
+        return out
 
     def project(tokens: Tensor) -> Tensor:
         return linear(tokens, in_proj_weight, in_proj_bias)  # (B, L, 2 E)

@@ -3,7 +3,6 @@ emulated on the CPU; keep small tests fast."""
 
 import importlib.util
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ try:
 except RuntimeError:
     pass  # backends/test_cuda.py says why
 else:
-    BACKENDS['cuda'] = replace(BACKENDS['cuda'], device_types=('cpu', 'cuda'))
+    BACKENDS['cuda'].device_types = ('cpu', 'cuda')
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 // What the kernels are told: plain pointers, strides in elements, sizes. No torch here.
 //
 // A scan from the last time step to the first is an ordinary one whose pointers start at the last
-// step and whose time strides are negative, so that no kernel knows about direction.
+// step and whose time strides are negative, so that no kernel knows about direction. Python asks
+// for the constants (interface.cpp).
 #pragma once
 #include <cstdint>
 
@@ -57,6 +58,8 @@ template <class T> struct ScanArgs {
 
 // Steps between two checkpoints.
 constexpr int64_t kChunk = 160;
+// Of a convolution.
+constexpr int kMostTaps = 8;
 
 template <class T> struct ConvArgs {
   int64_t batch, channels, length, width, splits;

@@ -1,4 +1,5 @@
-// The operators of the depthwise causal convolution.
+// The operators of the depthwise causal convolution. Their schemas are those of
+// mmvim_ops/backends/schemas.py.
 #include <torch/library.h>
 
 #include "conv_tensors.h"
@@ -29,13 +30,6 @@ std::tuple<Tensor, Tensor, Tensor> conv1d_backward(
   grad_bias = bias.defined() ? grad_bias.sum(0).to(bias_->scalar_type())
                              : at::empty({0}, x_.options());
   return {grad_x.to(x_.scalar_type()), grad_weight.sum(0).to(weight_.scalar_type()), grad_bias};
-}
-
-TORCH_LIBRARY_FRAGMENT(mmvim_ops, m) {
-  m.def("cpp_conv1d(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
-  m.def("cpp_conv1d_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, bool silu, "
-        "bool reverse) -> (Tensor, Tensor, Tensor)", {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(mmvim_ops, CPU, m) {

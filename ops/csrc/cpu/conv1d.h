@@ -4,7 +4,7 @@
 
 namespace {
 
-constexpr int kMostTaps = 8;
+constexpr int kMostTaps = mmvim::kMostTaps;
 constexpr int kConvTile = 64;
 
 // Blocks of channels of one batch element.

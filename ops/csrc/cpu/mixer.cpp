@@ -303,7 +303,7 @@ Branch branch(const Tensor& conv_weight, const OptionalTensor& conv_bias, const 
           packed(D.value_or(Tensor())), reverse, conv_reverse};
 }
 
-// The operators' arguments. A second direction is there if its conv_weight is.
+// The operators' arguments, as in mmvim_ops/backends/schemas.py. A second direction is there if its conv_weight is.
 #define MMVIM_MIXER_ARGUMENTS                                                                      \
   const Tensor &tokens, const Tensor &in_weight, const OptionalTensor &in_bias,                    \
       const Tensor &out_weight, const OptionalTensor &out_bias, const Tensor &conv_weight,         \
@@ -352,17 +352,6 @@ std::vector<Tensor> mamba_mixer_backward(const Tensor& grad_out, MMVIM_MIXER_ARG
 }
 
 TORCH_LIBRARY_FRAGMENT(mmvim_ops, m) {
-  const std::string arguments =
-      "Tensor tokens, Tensor in_weight, Tensor? in_bias, Tensor out_weight, Tensor? out_bias, "
-      "Tensor conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_proj, Tensor dt_bias, "
-      "Tensor A, Tensor? D, Tensor? conv_weight_b, Tensor? conv_bias_b, Tensor? x_proj_b, "
-      "Tensor? dt_proj_b, Tensor? dt_bias_b, Tensor? A_b, Tensor? D_b, int[] reversed, "
-      "float scale, ";
-  m.def(("cpp_mamba_mixer(" + arguments + "int save) -> (Tensor, Tensor, Tensor, Tensor)").c_str(),
-        {at::Tag::pt2_compliant_tag});
-  m.def(("cpp_mamba_mixer_backward(Tensor grad_out, " + arguments +
-         "Tensor xz, Tensor states, Tensor states_b) -> Tensor[]").c_str(),
-        {at::Tag::pt2_compliant_tag});
   m.def("cpp_mamba_mixer_tokens() -> int", [] { return kTokens; });
 }
 

@@ -1,4 +1,5 @@
-// The scan operators: one direction, and two that share a gate.
+// The scan operators: one direction, and two that share a gate. Their schemas are those of
+// mmvim_ops/backends/schemas.py.
 #include <torch/library.h>
 
 #include "scan_tensors.h"
@@ -37,12 +38,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_
           result(g.D, D, u), result(grad_z, z, u), result(g.delta_bias, delta_bias, u)};
 }
 
-// A block of a longer sequence: `state` is where it starts and then where it ends; `out` is written
+// A segment of a longer sequence: `state` is where it starts and then where it ends; `out` is written
 // or, with `accumulate`, added to before the gate.
-void scan_block(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
-                const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
-                const OptionalTensor& delta_bias, Tensor state, Tensor out, bool delta_softplus,
-                bool reverse, bool accumulate, double scale) {
+void scan_segment(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+                  const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
+                  const OptionalTensor& delta_bias, Tensor state, Tensor out, bool delta_softplus,
+                  bool reverse, bool accumulate, double scale) {
   Direction d(u, delta, A, B, C, D, delta_bias, delta_softplus, reverse);
   if (u.numel() == 0) return;
   forward(d, as(z, d.u.scalar_type()), scale, accumulate ? Finish::kAddAndGate : Finish::kGate, out,
@@ -95,24 +96,6 @@ std::string choose(std::string name) {
 }
 
 TORCH_LIBRARY_FRAGMENT(mmvim_ops, m) {
-  m.def("cpp_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-        "Tensor? delta_bias, bool delta_softplus, bool reverse, bool save) -> "
-        "(Tensor, Tensor, Tensor)", {at::Tag::pt2_compliant_tag});
-  m.def("cpp_scan_backward(Tensor grad_out, Tensor grad_last_state, Tensor u, Tensor delta, "
-        "Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-        "Tensor checkpoints, bool delta_softplus, bool reverse) -> (Tensor, Tensor, Tensor, "
-        "Tensor, Tensor, Tensor, Tensor, Tensor)", {at::Tag::pt2_compliant_tag});
-  m.def("cpp_scan_block(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-        "Tensor? delta_bias, Tensor(a!) state, Tensor(b!) out, bool delta_softplus, bool reverse, "
-        "bool accumulate, float scale) -> ()", {at::Tag::pt2_compliant_tag});
-  const std::string directions = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-        "Tensor? delta_bias, Tensor u_b, Tensor delta_b, Tensor A_b, Tensor B_b, Tensor C_b, "
-        "Tensor? D_b, Tensor? delta_bias_b, Tensor? z, ";
-  m.def(("cpp_bidirectional_scan(" + directions + "bool delta_softplus, float scale, bool save)"
-         " -> (Tensor, Tensor, Tensor)").c_str(), {at::Tag::pt2_compliant_tag});
-  m.def(("cpp_bidirectional_scan_backward(Tensor grad_out, " + directions + "Tensor checkpoints, "
-         "Tensor checkpoints_b, bool delta_softplus, float scale) -> Tensor[]").c_str(),
-        {at::Tag::pt2_compliant_tag});
   m.def("cpp_instruction_set(str name='') -> str", choose);
   m.def("cpp_instruction_sets() -> str[]", instruction_sets);
 }
@@ -120,7 +103,7 @@ TORCH_LIBRARY_FRAGMENT(mmvim_ops, m) {
 TORCH_LIBRARY_IMPL(mmvim_ops, CPU, m) {
   m.impl("cpp_scan", scan);
   m.impl("cpp_scan_backward", scan_backward);
-  m.impl("cpp_scan_block", scan_block);
+  m.impl("cpp_scan_segment", scan_segment);
   m.impl("cpp_bidirectional_scan", bidirectional_scan);
   m.impl("cpp_bidirectional_scan_backward", bidirectional_scan_backward);
 }

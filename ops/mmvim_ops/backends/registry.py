@@ -1,95 +1,75 @@
-"""The registry of backends: what exists, what can run here, and which one a device gets."""
+"""The registry of backends: what exists, what can run here, and which one computes a call."""
 
+import threading
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from ..checks import FLOATS
-from .cpp import operators as cpp
-from .cuda import operators as cuda
-from .torch import conv1d as torch_conv
-from .torch import scan as torch_scan
-from .triton import operators as triton
+from ..calls import Call
+from .backend import Backend
+from .cpp import CppBackend
+from .cuda import CudaBackend
+from .torch import TorchBackend
+from .triton import TritonBackend
 
-
-@dataclass(frozen=True)
-class Backend:
-    """One implementation of the operations. All get checked arguments.
-
-    Args:
-        name (str): What users pass as ``backend``.
-        device_types (tuple[str, ...] | None): Device types it runs on; None for all.
-        missing (Callable): Returns why it cannot run on this machine, None where it can.
-        scan (Callable): ``(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)`` to
-            ``(out, last_state)``.
-        bidirectional_scan (Callable | None): ``(forward, backward, z, delta_softplus, scale)`` to
-            ``out``, where both directions are ``(u, delta, A, B, C, D, delta_bias)``. Where it is
-            None or returns None: two scans.
-        conv1d (Callable): ``(x, weight, bias, silu, reverse)`` to ``out``.
-        scan_block (Callable | None): ``(out, state, direction, z, delta_softplus, reverse,
-            accumulate, scale)``, in place; see :func:`mmvim_ops.scan_block_`. None: made of
-            ``scan``.
-        only_by_name_on (tuple[str, ...]): Device types that it is never the default for, as it
-            runs there for tests.
-        dtypes (tuple[torch.dtype, ...]): What ``u`` may be.
-    """
-
-    name: str
-    device_types: tuple[str, ...] | None
-    missing: Callable[[], str | None]
-    scan: Callable
-    bidirectional_scan: Callable | None = None
-    conv1d: Callable = torch_conv.conv1d
-    scan_block: Callable | None = None
-    only_by_name_on: tuple[str, ...] = ()
-    dtypes: tuple[torch.dtype, ...] = FLOATS
-
-    def runs_on(self, device_type: str) -> bool:
-        return self.device_types is None or device_type in self.device_types
-
-    def is_for(self, device_type: str, dtype: torch.dtype) -> bool:
-        """Whether it may be the default."""
-        wanted = self.runs_on(device_type) and device_type not in self.only_by_name_on
-        return wanted and dtype in self.dtypes
-
-
-# In order of preference: the first that is present and runs on the device is the default.
+# In order of preference: the first that takes a call computes it.
 BACKENDS = {
     backend.name: backend
-    for backend in (
-        Backend(
-            'cpp',
-            ('cpu',),
-            lambda: cpp.MISSING,
-            cpp.scan,
-            cpp.bidirectional_scan,
-            cpp.conv1d,
-            cpp.scan_block,
-        ),
-        Backend(
-            'cuda',
-            ('cuda',),
-            cuda.missing,
-            cuda.scan,
-            cuda.bidirectional_scan,
-            cuda.conv1d,
-            only_by_name_on=('cpu',),  # where tests emulate it
-            dtypes=tuple(cuda.DTYPES),
-        ),
-        Backend(
-            'triton',
-            ('cpu', 'cuda') if triton.INTERPRETED else ('cuda',),
-            triton.missing,
-            triton.scan,
-            only_by_name_on=('cpu', 'cuda') if triton.INTERPRETED else (),
-        ),
-        Backend('torch', None, lambda: None, torch_scan.scan),
-    )
+    for backend in (CppBackend(), CudaBackend(), TritonBackend(), TorchBackend())
 }
 
 _warned = set()
+
+
+class _Selected(threading.local):
+    """The name that :class:`use_backend` has set in this thread."""
+
+    def __init__(self):
+        self.name = None
+
+
+_selected = _Selected()
+
+
+class use_backend:
+    """Context manager: every operation of this library called inside it uses this backend.
+
+    >>> with use_backend('torch'):
+    ...     y = selective_scan(u, delta, A, B, C)
+
+    It holds for the thread that enters it, and for no other. ``backend=`` of a call wins over it,
+    and the inner of two nested ones wins. It may be entered inside or outside of a function that
+    torch.compile compiles. The backward pass uses the backend of the forward pass. What
+    torch.utils.checkpoint computes again runs with the backend that is selected then, on a GPU in
+    another thread: pass ``backend=`` there.
+
+    Args:
+        name (str | None): As ``backend`` of :func:`mmvim_ops.selective_scan`; None selects the best
+            backend for each call, as outside of it.
+
+    Raises:
+        ValueError: The name is unknown, or the backend cannot run on this machine.
+    """
+
+    def __init__(self, name: str | None):
+        if name is not None:
+            reason = _find(name).missing()
+            if reason is not None:
+                raise ValueError(f'backend {name!r} is not available here: {reason}')
+        self.name = name
+        self.before = []
+
+    def __enter__(self) -> None:
+        self.before.append(_selected.name)
+        _selected.name = self.name
+
+    def __exit__(self, *_) -> None:
+        _selected.name = self.before.pop()
+
+
+def selected(backend: str | None) -> str | None:
+    """The ``backend`` of a public function; for None, that of :class:`use_backend`."""
+    return _selected.name if backend is None else backend
 
 
 def available_backends() -> tuple[str, ...]:
@@ -98,38 +78,52 @@ def available_backends() -> tuple[str, ...]:
 
 
 def choose_backend(
-    name: str | None, device_type: str, dtype: torch.dtype = torch.float32
+    name: str | None,
+    device_type: str,
+    dtype: torch.dtype = torch.float32,
+    call: Call | None = None,
 ) -> Backend:
-    """The backend of this name, or the best one for the device and dtype where ``name`` is None.
+    """The backend of this name; for None, that of :class:`use_backend`, else the best one.
+
+    Args:
+        name (str | None): ``backend`` of a public function.
+        device_type (str): Where the input is.
+        dtype (torch.dtype): That of the input.
+        call (Call | None): What is to be computed; None asks about device and dtype alone.
 
     Raises:
-        ValueError: The name is unknown, or the backend cannot run here, on this device or in this
-            dtype.
+        ValueError: The name is unknown, or the backend cannot run here, on this device, in this
+            dtype, or does not take the call.
     """
+    name = selected(name)
     if name is None:
-        suitable = [b for b in BACKENDS.values() if b.is_for(device_type, dtype)]
-        chosen = next(backend for backend in suitable if backend.missing() is None)
-        # Kernels, whichever, are no reason to nag; plain PyTorch in their place is.
-        if chosen is suitable[-1] and len(suitable) > 1 and not torch.compiler.is_compiling():
-            _warn_once(suitable[0], chosen)
-        return chosen
+        return _best(device_type, dtype, call)
+    backend = _find(name)
+    reason = backend.why_not(device_type, dtype, call)
+    if reason is not None:
+        raise ValueError(f'backend {name!r} {reason}; backend=None chooses one that takes the call')
+    return backend
+
+
+def _find(name: str) -> Backend:
     if name not in BACKENDS:
         raise ValueError(f'backend must be None or one of {available_backends()}, got {name!r}')
-    backend = BACKENDS[name]
-    reason = backend.missing()
-    if reason is not None:
-        raise ValueError(f'backend {name!r} is not available here: {reason}')
-    if not backend.runs_on(device_type):
-        raise ValueError(
-            f'backend {name!r} runs on {" and ".join(backend.device_types)}, but u is '
-            f'on {device_type}'
-        )
-    if dtype not in backend.dtypes:
-        raise ValueError(
-            f'backend {name!r} takes {", ".join(map(str, backend.dtypes))}, but u is {dtype}; '
-            "backend 'torch' takes it on every device"
-        )
-    return backend
+    return BACKENDS[name]
+
+
+def _best(device_type: str, dtype: torch.dtype, call: Call | None) -> Backend:
+    suitable = [
+        backend
+        for backend in BACKENDS.values()
+        if backend.is_default_on(device_type)
+        and dtype in backend.dtypes
+        and (call is None or backend.limit(call) is None)
+    ]
+    chosen = next(backend for backend in suitable if backend.missing() is None)
+    # Warn only when falling back to plain PyTorch.
+    if chosen is suitable[-1] and len(suitable) > 1 and not torch.compiler.is_compiling():
+        _warn_once(suitable[0], chosen)
+    return chosen
 
 
 def _warn_once(better: Backend, chosen: Backend) -> None:
@@ -138,5 +132,5 @@ def _warn_once(better: Backend, chosen: Backend) -> None:
         warnings.warn(
             f'mmvim_ops uses its slower backend {chosen.name!r}, as {better.name!r} is '
             f'missing: {better.missing()}',
-            stacklevel=4,
+            stacklevel=5,
         )

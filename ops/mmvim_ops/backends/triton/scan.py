@@ -1,61 +1,21 @@
-"""Backend 'triton': launches the kernels of :mod:`.kernels`, registers the operators.
-
-The kernels are imported when they first run: where there is no GPU, Triton costs nothing.
-"""
-
-import os
-from importlib import metadata
+"""The scan's operators: cuts a scan into programs and launches ``scan_kernels.py``."""
 
 import torch
 from torch import Tensor
 
 from ...naive import compute_dtype
-from ..operators import (
-    fake_scan_backward,
-    needs_gradient,
-    only_given,
-    save_scan_arguments,
-)
-from ..torch.scan import refuse_second_derivative
+from ..operators import ScanTensors, fake_scan, fake_scan_backward, scan_tensors
 
-CHUNK = 64  # steps between two checkpoints, a multiple of STRIDE
+CHUNK = 64  # steps between two saved states, a multiple of STRIDE: here every chunk is one segment
 STRIDE = 4  # steps whose states backward holds in registers at once
 TILE = 512  # states · channels of a program: 16 registers of a warp for each
 CARRY_TILE = 128  # the same for `carry`, where a lane needs little
 SCRATCH = 1 << 25  # elements of backward's scratch; at least what one batch element needs
-OLDEST = '3.3'  # the first Triton whose kernels take tuples
-
-# Triton reads this once, too. Its interpreter runs the kernels on the CPU, for tests.
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
 
-def _problem_with_package() -> str | None:
-    try:
-        version = metadata.version('triton')
-    except metadata.PackageNotFoundError:
-        return 'Triton is not installed; run: pip install triton'
-    if [int(part) for part in version.split('.')[:2]] < [int(part) for part in OLDEST.split('.')]:
-        return f'Triton {version} is older than {OLDEST}; run: pip install --upgrade triton'
-    return None
-
-
-PROBLEM = _problem_with_package()
-
-
-def missing() -> str | None:
-    """Why the backend cannot run on this machine; None where it can."""
-    if PROBLEM is None and not INTERPRETED and not torch.cuda.is_available():
-        return 'there is no CUDA device (TRITON_INTERPRET=1 runs it on the CPU, for tests)'
-    return PROBLEM
-
-
-def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
-    """What the registry calls; see :class:`mmvim_ops.backends.Backend`."""
-    save = needs_gradient(u, delta, A, B, C, D, z, delta_bias)
-    out, last_state, _ = torch.ops.mmvim_ops.triton_scan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, save
-    )
-    return out, last_state
+def saved_states(length):
+    """One at the start of every chunk."""
+    return (length + CHUNK - 1) // CHUNK
 
 
 class Launcher:
@@ -65,9 +25,9 @@ class Launcher:
         import triton.language as tl
         from triton import cdiv, next_power_of_2
 
-        from . import kernels
+        from . import scan_kernels
 
-        self.kernels = kernels
+        self.kernels = scan_kernels
         self.device, self.dtype = u.device, compute_dtype(u.dtype)
         self.batch, self.channels, self.length = u.shape
         self.states = A.shape[1]
@@ -161,21 +121,15 @@ def _strided(x: Tensor | None) -> tuple | None:
 # The operators.
 
 
-@torch.library.custom_op(
-    'mmvim_ops::triton_scan',
-    mutates_args=(),
-    schema='(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, '
-    'Tensor? delta_bias, bool delta_softplus, bool reverse, bool save) -> (Tensor, Tensor, Tensor)',
-)
-def _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, save):
-    """Output, last state and, where ``save``, what backward needs besides the arguments."""
-    out, last_state, checkpoints = _fake_scan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, save
-    )
+def scan(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Operator ``triton_scan``."""
+    *tensors, softplus, reverse, save = arguments
+    u, delta, A, B, C, D, z, delta_bias = tensors
+    out, last_state, checkpoints = fake_scan(saved_states, *arguments)
     if u.numel() == 0:
         return out, last_state.zero_(), checkpoints
     A, B, C = map(_matrix, (A, B, C))
-    launcher = Launcher(u, A, B, C, delta_softplus, reverse)
+    launcher = Launcher(u, A, B, C, softplus, reverse)
     with torch.cuda.device_of(u):
         starts = launcher.begins(u, None, delta, A, B, delta_bias)
         tensors = (u, delta, A, B, C, D, z, delta_bias)
@@ -183,108 +137,66 @@ def _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, save):
     return out, last_state, starts if save else checkpoints
 
 
-@_scan.register_fake
-def _fake_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, save):
-    batch, channels, length = u.shape
-    states, dtype = A.shape[1], compute_dtype(u.dtype)
-    chunks = (length + CHUNK - 1) // CHUNK
-    return (
-        torch.empty_like(u),
-        u.new_empty(batch, channels, states, dtype=dtype),
-        u.new_empty((batch, chunks, states, channels) if save else (0,), dtype=dtype),
-    )
-
-
-@torch.library.custom_op(
-    'mmvim_ops::triton_scan_backward',
-    mutates_args=(),
-    schema='(Tensor grad_out, Tensor grad_last_state, Tensor u, Tensor delta, Tensor A, Tensor B, '
-    'Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, Tensor checkpoints, bool delta_softplus, '
-    'bool reverse) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
-)
-def _scan_backward(
-    grad_out,
-    grad_last_state,
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    delta_bias,
-    checkpoints,
-    delta_softplus,
-    reverse,
-):
-    """Gradients of u, delta, A, B, C, D, z, delta_bias; empty ones of what was not given."""
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    grads = fake_scan_backward(
-        grad_out, grad_last_state, *tensors, checkpoints, delta_softplus, reverse
-    )
-    if u.numel() == 0:
+def scan_backward(grad_out, grad_last_state, *arguments) -> tuple[Tensor, ...]:
+    """Operator ``triton_scan_backward``."""
+    *tensors, checkpoints, softplus, reverse = arguments
+    given = ScanTensors(*tensors)
+    grads = fake_scan_backward(grad_out, grad_last_state, *arguments)
+    if given.u.numel() == 0:
         return tuple(grad.zero_() for grad in grads)
-    of_one = A.numel() * checkpoints.shape[1] * (CHUNK // STRIDE)
-    size = max(1, SCRATCH // of_one)
+    per_element = given.A.numel() * checkpoints.shape[1] * (CHUNK // STRIDE)
+    size = max(1, SCRATCH // per_element)
     parts = []
-    for first in range(0, u.shape[0], size):
+    for first in range(0, given.u.shape[0], size):
 
         def cut(x, part=slice(first, first + size)):
             """Along the batch dimension, where there is one."""
             return x if x is None or x.ndim < 3 else x[part]
 
-        with torch.cuda.device_of(u):
-            parts.append(
-                _backward_of_part(
-                    *map(cut, (grad_out, grad_last_state, checkpoints)),
-                    [cut(x) for x in tensors],
-                    [
-                        None if x is None else cut(grad)
-                        for x, grad in zip(tensors, grads, strict=True)
-                    ],
-                    delta_softplus,
-                    reverse,
-                )
-            )
-    for x, grad, part in zip(tensors, grads, zip(*parts, strict=True), strict=True):
+        of_part = ScanTensors(*map(cut, given))
+        into = ScanTensors(
+            *(None if x is None else cut(grad) for x, grad in zip(given, grads, strict=True))
+        )
+        arriving = map(cut, (grad_out, grad_last_state, checkpoints))
+        with torch.cuda.device_of(given.u):
+            parts.append(_backward_of_part(*arriving, of_part, into, softplus, reverse))
+    for x, grad, part in zip(given, grads, zip(*parts, strict=True), strict=True):
         if part[0] is not None:
             grad.copy_(sum(part) if x.ndim < 3 else torch.cat(part).view_as(grad))
     return grads
 
 
 def _backward_of_part(
-    grad_out, grad_last_state, checkpoints, tensors, grads, delta_softplus, reverse
-):
-    """Fill the gradients of u, delta and z; return the others, None in place of those."""
-    u, delta, A, B, C, D, z, delta_bias = tensors
+    grad_out: Tensor,
+    grad_last_state: Tensor,
+    checkpoints: Tensor,
+    given: ScanTensors,
+    into: ScanTensors,
+    softplus: bool,
+    reverse: bool,
+) -> ScanTensors:
+    """Write the gradients of u, delta and z to ``into``; return the others, None in their place."""
+    u, delta, A, B, C, D, z, delta_bias = given
     A, B, C = map(_matrix, (A, B, C))
-    launcher = Launcher(u, A, B, C, delta_softplus, reverse)
+    launcher = Launcher(u, A, B, C, softplus, reverse)
     arriving = launcher.begins(grad_out, z, delta, A, C, delta_bias, grad_last_state, backward=True)
     scratch = launcher.per_chunk(CHUNK // STRIDE, launcher.states, launcher.channels)
-    summed = (A, B, C, D, delta_bias)
-    addends = [launcher.addends(x) for x in summed]
+    summed = given.direction()._replace(u=None, delta=None, A=A, B=B, C=C)
+    addends = summed._replace(
+        **{name: launcher.addends(x) for name, x in summed._asdict().items() if x is not None}
+    )
     launcher.run(
         'backward',
         *map(_strided, (grad_out, u, delta, A, B, C, D, z, delta_bias)),
         checkpoints,
         arriving,
         scratch,
-        *(_strided(grads[i]) for i in (0, 1, 6)),
-        *addends,
+        *map(_strided, (into.u, into.delta, into.z)),
+        *addends[2:],
         STRIDE=STRIDE,
     )
-    *of_matrices, of_D, of_bias = map(launcher.add_up, summed, addends)
-    return None, None, *of_matrices, of_D, None, of_bias
+    totals = map(launcher.add_up, summed, addends)
+    return scan_tensors(summed._make(totals), None)
 
 
-def _backward(ctx, grad_out, grad_last_state, _):
-    saved = ctx.saved_tensors  # once: recomputation hands them out a single time
-    grads = torch.ops.mmvim_ops.triton_scan_backward(
-        grad_out, grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
-    )
-    return *only_given(saved[:8], grads), None, None, None
-
-
-_scan_backward.register_fake(fake_scan_backward)
-_scan.register_autograd(_backward, setup_context=save_scan_arguments)
-_scan_backward.register_autograd(refuse_second_derivative)
+IMPLEMENTATIONS = {'scan': scan, 'scan_backward': scan_backward}
