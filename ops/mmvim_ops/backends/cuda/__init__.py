@@ -1,6 +1,6 @@
 """Backend 'cuda': kernels for NVIDIA GPUs that are compiled when the package is installed."""
 
-from ...calls import BidirectionalCall, Call, Conv1dCall, ScanCall, SegmentCall
+from ...calls import BidirectionalCall, Call, Conv1dCall
 from .. import composed, operators
 from ..backend import Backend
 from . import conv1d, library, scan
@@ -28,7 +28,7 @@ class CudaBackend(Backend):
             return operators.taps_limit(call, library.CONSTANTS['most_taps'])
         if isinstance(call, BidirectionalCall):
             states = max(call.forward.A.shape[1], call.backward.A.shape[1])
-        elif isinstance(call, (ScanCall, SegmentCall)):
+        else:
             states = call.direction.A.shape[1]
         most = library.CONSTANTS['most_states']
         return f'takes at most {most} states, but A has {states}' if states > most else None
