@@ -23,22 +23,23 @@ enum Save { kNothing = 0, kProjection = 1, kStatesOnly = 2 };
 
 // x @ weightᵀ + bias of contiguous (batch, length, in) tokens: (batch, length, out). For float32 a
 // 1 x 1 convolution: oneDNN uses all of the vector width, torch's BLAS half of it on AMD processors.
-bool as_convolution(const Tensor& x) {
-  return x.scalar_type() == at::kFloat && x.numel() > 0 && at::globalContext().userEnabledMkldnn()
-      && at::hasMKLDNN();
+// With few channels torch would not ask oneDNN.
+bool as_convolution(const Tensor& x, const Tensor& weight) {
+  return x.scalar_type() == at::kFloat && x.numel() > 0 && weight.size(0) >= 32
+      && weight.size(1) >= 32 && at::globalContext().userEnabledMkldnn() && at::hasMKLDNN();
 }
 Tensor image(const Tensor& tokens) { return tokens.transpose(1, 2).unsqueeze(2); }
 Tensor filters(const Tensor& weight) { return weight.unsqueeze(2).unsqueeze(3); }
 Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias = {}) {
   std::optional<Tensor> b;
   if (bias.defined()) b = bias;
-  if (!as_convolution(x)) return at::linear(x, weight, b);
+  if (!as_convolution(x, weight)) return at::linear(x, weight, b);
   return at::conv2d(image(x), filters(weight), b).squeeze(2).transpose(1, 2).contiguous();
 }
 
 // Add the gradient of weight in y = product(x, weight) to `sum`.
 void add_weight_gradient(const Tensor& sum, const Tensor& grad_y, const Tensor& x) {
-  if (as_convolution(x) && x.size(2) >= 32 && grad_y.size(2) >= 32) {
+  if (as_convolution(x, sum)) {
     auto grad = std::get<1>(at::convolution_backward(
         image(grad_y), image(x), filters(sum), at::OptionalIntArrayRef{}, {1, 1}, {0, 0}, {1, 1},
         false, {0, 0}, 1, {false, true, false}));
@@ -166,10 +167,9 @@ struct Mixer {
   // Returns the output, (batch, length, C'), and what backward needs: in_proj's output and the states
   // of each branch, in the order of `branches`; empty where it is not to be saved.
   std::vector<Tensor> forward(int64_t save) const {
-    Tensor out = fresh({batch, length, out_weight.size(0)}, tokens.options());
     Tensor xz = save == kProjection ? project(tokens, 0, 2 * inner)
                                     : at::empty({0}, tokens.options());
-    std::vector<Tensor> results{out, xz};
+    std::vector<Tensor> results{fresh({batch, length, out_weight.size(0)}, tokens.options()), xz};
     for (const Branch& p : branches)
       results.push_back(at::empty({save ? batch * rows(length) : 0, inner * p.states()},
                                   tokens.options()));
@@ -199,7 +199,7 @@ struct Mixer {
           Tensor y_here = here.of(y);
           mmvim::forward(chosen.direction(p), last ? z.transpose(1, 2) : z, last ? scale : 1.,
                          finish(i), y_here.transpose(1, 2), state, checkpoints, state);
-          if (last) here.of(out).slice(0, first, first + b)
+          if (last) here.of(results[0].slice(0, first, first + b))
               .copy_(product(y_here.contiguous(), out_weight, out_bias));
         }
       }
@@ -229,6 +229,7 @@ struct Mixer {
       auto some = [&](const Tensor& x) { return x.slice(0, first, first + b); };
       Tensor images = some(tokens), grad_images = some(grad_out);
       Tensor xz = xz_.dim() == 3 ? some(xz_) : project(images, 0, 2 * inner);
+      Tensor grad_y = product(grad_images, out_columns);       // (b, L, E)
       Tensor grad_xz = fresh({b, length, 2 * inner}, tokens.options());
       Tensor grad_x = grad_xz.slice(2, 0, inner), grad_z = grad_xz.slice(2, inner);
       grad_x.zero_();
@@ -239,12 +240,11 @@ struct Mixer {
         for (size_t s : order(p, true)) {
           Range here = segments[s];
           auto [start, checkpoints] = states(saved_states[i], p, first, b, s);
-          Tensor grad_here = here.of(grad_images).contiguous();
           Tensor y = last ? fresh({b, here.size(), inner}, tokens.options()) : Tensor();
           Middle middle{start, grad_state, last ? y.transpose(1, 2) : y};
-          through_segment(p, grads[i], here, xz, product(grad_here, out_columns), checkpoints,
-                          grad_x, here.of(grad_z), finish(i), middle);
-          if (last) add_weight_gradient(grad_out_weight, grad_here, y);
+          through_segment(p, grads[i], here, xz, here.of(grad_y), checkpoints, grad_x,
+                          here.of(grad_z), finish(i), middle);
+          if (last) add_weight_gradient(grad_out_weight, here.of(grad_images).contiguous(), y);
         }
       }
       some(grad_tokens).copy_(product(grad_xz, in_columns));
@@ -267,7 +267,7 @@ struct Mixer {
                        const Tensor& grad_z, Finish finish, const Middle& middle) const {
     Selection chosen(p, xz.slice(2, 0, inner), here, length);
     Direction d = chosen.direction(p);
-    Tensor grad_seen = fresh_like(chosen.u_seen);
+    Tensor grad_seen = fresh(chosen.u_seen.sizes(), xz.options());
     Tensor grad_u = grad_seen.slice(1, chosen.own, chosen.own + here.size());
     grad_seen.slice(1, 0, chosen.own).zero_();
     grad_seen.slice(1, chosen.own + here.size()).zero_();
