@@ -15,7 +15,6 @@ from .interface import (
 )
 from .linear import linear
 from .mamba_mixer import MixerDirection, mamba_mixer
-from .rms_norm import rms_norm
 
 __all__ = [
     'Direction',
@@ -25,7 +24,6 @@ __all__ = [
     'causal_conv1d',
     'linear',
     'mamba_mixer',
-    'rms_norm',
     'scan_block_',
     'scan_segment_',
     'selective_scan',

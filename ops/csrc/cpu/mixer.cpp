@@ -37,6 +37,12 @@ Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias = {}) {
   return at::conv2d(image(x), filters(weight), b).squeeze(2).transpose(1, 2).contiguous();
 }
 
+// The factor of each token in its root mean square norm: (batch, length, 1).
+Tensor norm_scale(const Tensor& x, double eps) {
+  return at::linalg_vector_norm(x, 2, at::IntArrayRef{-1}, true).square_()
+      .div_(double(x.size(-1))).add_(eps).rsqrt_();
+}
+
 // Add the gradient of weight in y = product(x, weight) to `sum`.
 void add_weight_gradient(const Tensor& sum, const Tensor& grad_y, const Tensor& x) {
   if (as_convolution(x, sum)) {
@@ -106,18 +112,19 @@ struct Selection {
 };
 
 struct Mixer {
-  Tensor tokens, in_weight, in_bias, out_weight, out_bias;
+  Tensor tokens, norm_weight, in_weight, in_bias, out_weight, out_bias;
   std::vector<Branch> branches;               // in the order in which `out` is added up
-  double scale;
+  double scale, norm_eps;
   int64_t batch, length, inner, together;     // images that are worked through together
   std::vector<Range> segments;
 
-  Mixer(const Tensor& tokens_, const Tensor& in_weight, const OptionalTensor& in_bias,
-        const Tensor& out_weight, const OptionalTensor& out_bias, std::vector<Branch> branches_,
-        double scale)
-      : tokens(tokens_.contiguous()), in_weight(in_weight), in_bias(in_bias.value_or(Tensor())),
-        out_weight(out_weight), out_bias(out_bias.value_or(Tensor())),
-        branches(std::move(branches_)), scale(scale), batch(tokens_.size(0)),
+  Mixer(const Tensor& tokens_, const OptionalTensor& norm_weight, const Tensor& in_weight,
+        const OptionalTensor& in_bias, const Tensor& out_weight, const OptionalTensor& out_bias,
+        std::vector<Branch> branches_, double scale, double norm_eps)
+      : tokens(tokens_.contiguous()), norm_weight(norm_weight.value_or(Tensor())),
+        in_weight(in_weight), in_bias(in_bias.value_or(Tensor())), out_weight(out_weight),
+        out_bias(out_bias.value_or(Tensor())), branches(std::move(branches_)), scale(scale),
+        norm_eps(norm_eps), batch(tokens_.size(0)),
         length(tokens_.size(1)), inner(in_weight.size(0) / 2) {
     std::reverse(branches.begin(), branches.end());
     together = std::clamp<int64_t>(kTokens / std::max<int64_t>(length, 1), 1, std::max<int64_t>(batch, 1));
@@ -155,8 +162,27 @@ struct Mixer {
     return indices;
   }
 
+  // The tokens of in_proj, (b, l, C).
+  Tensor normed(const Tensor& x) const {
+    if (!norm_weight.defined()) return x;
+    Tensor y = fresh(x.sizes(), x.options());
+    at::mul_out(y, x, norm_scale(x, norm_eps));
+    return y.mul_(norm_weight);
+  }
+
+  // The gradient of x from that of normed(x), which is overwritten; adds to that of norm_weight.
+  Tensor through_norm(const Tensor& x, const Tensor& grad, const Tensor& grad_weight) const {
+    if (!norm_weight.defined()) return grad;
+    Tensor factor = norm_scale(x, norm_eps), unit = x * factor;
+    grad_weight.add_((grad * unit).sum({0, 1}));
+    grad.mul_(norm_weight);
+    Tensor along = at::linalg_vecdot(grad, unit).unsqueeze(-1).div_(double(x.size(-1)));
+    return grad.addcmul_(unit, along, -1).mul_(factor);
+  }
+
+  // Rows [begin, end) of in_proj, of tokens before their norm.
   Tensor project(const Tensor& x, int64_t begin, int64_t end) const {
-    return product(x, in_weight.slice(0, begin, end),
+    return product(normed(x), in_weight.slice(0, begin, end),
                   in_bias.defined() ? in_bias.slice(0, begin, end) : in_bias);
   }
 
@@ -219,7 +245,7 @@ struct Mixer {
                                const std::vector<Tensor>& saved_states) const {
     Tensor grad_out = grad_out_.contiguous(), grad_tokens = fresh_like(tokens);
     auto zeros = [](const Tensor& x) { return x.defined() ? at::zeros_like(x) : x; };
-    Tensor grad_in = zeros(in_weight), grad_in_bias = zeros(in_bias);
+    Tensor grad_norm = zeros(norm_weight), grad_in = zeros(in_weight), grad_in_bias = zeros(in_bias);
     Tensor grad_out_weight = zeros(out_weight), grad_out_bias = zeros(out_bias);
     std::vector<Branch> grads;
     for (const Branch& p : branches) grads.push_back(p.zeros());
@@ -247,12 +273,12 @@ struct Mixer {
           if (last) add_weight_gradient(grad_out_weight, here.of(grad_images).contiguous(), y);
         }
       }
-      some(grad_tokens).copy_(product(grad_xz, in_columns));
-      add_weight_gradient(grad_in, grad_xz, images);
+      add_weight_gradient(grad_in, grad_xz, normed(images));
+      some(grad_tokens).copy_(through_norm(images, product(grad_xz, in_columns), grad_norm));
       if (in_bias.defined()) grad_in_bias.add_(grad_xz.sum({0, 1}));
     }
     if (out_bias.defined()) grad_out_bias.add_(grad_out.sum({0, 1}));
-    std::vector<Tensor> all{grad_tokens, grad_in, grad_in_bias, grad_out_weight, grad_out_bias};
+    std::vector<Tensor> all{grad_tokens, grad_norm, grad_in, grad_in_bias, grad_out_weight, grad_out_bias};
     for (const Branch& g : grads)
       for (const Tensor& x : {g.conv_weight, g.conv_bias, g.x_proj, g.dt_proj, g.dt_bias, g.A, g.D})
         all.push_back(x);
@@ -305,14 +331,14 @@ Branch branch(const Tensor& conv_weight, const OptionalTensor& conv_bias, const 
 
 // The operators' arguments, as in mmvim_ops/backends/schemas.py. A second direction is there if its conv_weight is.
 #define MMVIM_MIXER_ARGUMENTS                                                                      \
-  const Tensor &tokens, const Tensor &in_weight, const OptionalTensor &in_bias,                    \
-      const Tensor &out_weight, const OptionalTensor &out_bias, const Tensor &conv_weight,         \
+  const Tensor &tokens, const OptionalTensor &norm_weight, const Tensor &in_weight,                \
+      const OptionalTensor &in_bias, const Tensor &out_weight, const OptionalTensor &out_bias, const Tensor &conv_weight,         \
       const OptionalTensor &conv_bias, const Tensor &x_proj, const Tensor &dt_proj,                \
       const Tensor &dt_bias, const Tensor &A, const OptionalTensor &D,                             \
       const OptionalTensor &conv_weight_b, const OptionalTensor &conv_bias_b,                      \
       const OptionalTensor &x_proj_b, const OptionalTensor &dt_proj_b,                             \
       const OptionalTensor &dt_bias_b, const OptionalTensor &A_b, const OptionalTensor &D_b,       \
-      at::ArrayRef<int64_t> reversed, double scale
+      at::ArrayRef<int64_t> reversed, double scale, double norm_eps
 
 Mixer mixer(MMVIM_MIXER_ARGUMENTS) {
   std::vector<Branch> branches{branch(conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D,
@@ -320,13 +346,13 @@ Mixer mixer(MMVIM_MIXER_ARGUMENTS) {
   if (conv_weight_b.has_value())
     branches.push_back(branch(*conv_weight_b, conv_bias_b, *x_proj_b, *dt_proj_b, *dt_bias_b, *A_b,
                               D_b, reversed[2], reversed[3]));
-  return Mixer(tokens, packed(in_weight), in_bias, packed(out_weight), out_bias,
-               std::move(branches), scale);
+  return Mixer(tokens, norm_weight, packed(in_weight), in_bias, packed(out_weight), out_bias,
+               std::move(branches), scale, norm_eps);
 }
 #define MMVIM_MIXER_GIVEN                                                                          \
-  tokens, in_weight, in_bias, out_weight, out_bias, conv_weight, conv_bias, x_proj, dt_proj,       \
+  tokens, norm_weight, in_weight, in_bias, out_weight, out_bias, conv_weight, conv_bias, x_proj, dt_proj,       \
       dt_bias, A, D, conv_weight_b, conv_bias_b, x_proj_b, dt_proj_b, dt_bias_b, A_b, D_b,         \
-      reversed, scale
+      reversed, scale, norm_eps
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mamba_mixer(MMVIM_MIXER_ARGUMENTS, int64_t save) {
   auto results = mixer(MMVIM_MIXER_GIVEN).forward(save);
@@ -344,7 +370,7 @@ std::vector<Tensor> mamba_mixer_backward(const Tensor& grad_out, MMVIM_MIXER_ARG
   if (m.branches.size() == 2) saved.insert(saved.begin(), states_b);
   auto all = m.backward(grad_out, xz, saved);
   if (m.branches.size() == 2) {
-    std::rotate(all.begin() + 5, all.begin() + 12, all.end());
+    std::rotate(all.begin() + 6, all.begin() + 13, all.end());
   } else {
     for (int i = 0; i < 7; i++) all.push_back(at::empty({0}, tokens.options()));
   }
