@@ -200,7 +200,7 @@ def test_files_of_other_sizes_and_models_are_refused(official, tmp_path):
         (dict(attention='flash'), "attention must be one of .*'fused', 'explicit'.* got 'flash'"),
         (dict(window_size=2), "need cls_token=None, got 'head'"),
         (dict(rel_pos=True), "need cls_token=None, got 'head'"),
-        (dict(window_size=0, cls_token=None), 'window_size must be positive, got 0'),
+        (dict(window_size=0, cls_token=None), 'window_size must be at least 1, got 0'),
         (dict(global_indices=(1,)), r'global_indices needs window_size.* got \(1,\)'),
         (dict(WINDOWED, global_indices=(4,)), r'must lie in 0 … 3, got \(4,\)'),
         (dict(out_type='cls_token', cls_token=None), 'needs a class token'),

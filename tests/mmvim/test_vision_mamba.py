@@ -120,19 +120,22 @@ def test_recomputation_changes_memory_only(directions):
 
 
 def test_recomputation_stores_less():
-    def stored_bytes(with_cp: bool) -> int:
+    def stored_bytes(**args) -> int:
         sizes = {}
 
         def pack(tensor):
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        model = small(with_cp=with_cp)
+        model = small(**args)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model(torch.rand(2, 3, 64, 64))
         return sum(sizes.values())
 
-    assert stored_bytes(with_cp=True) < stored_bytes(with_cp=False) / 3
+    everything = stored_bytes(recompute='none')
+    by_mixers = stored_bytes(recompute='activations')
+    assert stored_bytes(recompute='all') < by_mixers < everything / 2
+    assert stored_bytes(recompute='none', with_cp=True) < everything / 3
 
 
 def test_the_residual_stream_stays_in_float32_under_autocast():
@@ -229,11 +232,14 @@ def test_position_embedding_is_resized_around_its_class_token():
         (dict(out_type='map'), 'out_type must be one of'),
         (dict(feature_source='hidden'), 'feature_source must be one of'),
         (dict(out_type='cls_token', cls_token=None), 'needs a class token'),
-        (dict(rope_residual=True), 'needs rope=True'),
+        (dict(rope_residual=True), 'need rope=True'),
         (dict(stride=9), r'stride must be in 1 … patch_size \(8\), got 9'),
         (dict(frozen_stages=5), r'frozen_stages must lie in -1 … depth \(4\), got 5'),
-        (dict(directions='block', out_indices=2), 'must end a pair'),
-        (dict(directions='block', arch=dict(embed_dims=8, depth=3)), 'depth is odd'),
+        (dict(directions='block', out_indices=2), 'must end a group of 2 blocks'),
+        (
+            dict(directions='block', arch=dict(embed_dims=8, depth=3)),
+            'depth must be a multiple, got 3',
+        ),
     ],
 )
 def test_bad_arguments_are_named(args, message):
