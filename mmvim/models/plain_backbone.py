@@ -265,7 +265,9 @@ class PlainBackbone(BaseModule):
 
     def _run(self, block: nn.Module, *inputs):
         """The output of a block, which ``with_cp`` computes again in the backward pass."""
-        if self.with_cp and torch.is_grad_enabled():
+        # torch.export cannot read checkpoints. (torch.compiler.is_exporting came with torch 2.7.)
+        exporting = getattr(torch.compiler, 'is_exporting', bool)()
+        if self.with_cp and torch.is_grad_enabled() and not exporting:
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 

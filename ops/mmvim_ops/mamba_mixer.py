@@ -97,7 +97,9 @@ def mamba_mixer(
         y = mix_channels(x, z, directions, scale, backend)  # (B, E, L)
         return linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)  # (B, L, C')
 
-    if recompute == 'none' or not torch.is_grad_enabled():
+    # torch.export cannot read checkpoints. (torch.compiler.is_exporting came with torch 2.7.)
+    exporting = getattr(torch.compiler, 'is_exporting', bool)()
+    if recompute == 'none' or exporting or not torch.is_grad_enabled():
         return mix(project(tokens))
     if recompute == 'all':
         return checkpoint(lambda tokens: mix(project(tokens)), tokens, use_reentrant=False)
