@@ -68,8 +68,6 @@ class Directions:
 
     #: Blocks that read the sequence together.
     blocks_per_step = 1
-    #: Training flips the sequence at random.
-    flips_in_training = False
 
     def __init__(self, name: str, *scans: Scan, reducible: bool = False) -> None:
         self.name, self.scans, self.reducible = name, scans, reducible
@@ -78,6 +76,10 @@ class Directions:
     def reads_backward(self) -> bool:
         """The first token sees those behind it."""
         return any(scan.reverse for scan in self.scans)
+
+    def flips(self) -> bool:
+        """Whether the sequence is flipped in this step of training."""
+        return False
 
     def scale(self, reduction: str) -> float:
         """Factor of the scans' sum."""
@@ -106,7 +108,8 @@ class Directions:
 class FlippedSequence(Directions):
     """Training flips the whole sequence at random."""
 
-    flips_in_training = True
+    def flips(self) -> bool:
+        return bool(torch.rand((), device='cpu') < 0.5)
 
 
 class BlockPairs(Directions):

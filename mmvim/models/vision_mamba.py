@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -255,7 +254,7 @@ class VisionMamba(PlainBackbone):
         hidden, grid = self._embed(x)  # (B, L, C), (Hp, Wp)
         rotation = self._rotation(grid)
         orders = self.directions.orders(hidden.shape[1], grid, self.cls_token_place, x.device)
-        flipped = self.directions.flips_in_training and self.training and bool(torch.rand(()) < 0.5)
+        flipped = self.training and self.directions.flips()
         if flipped:
             hidden = hidden.flip(1)
             rotation = None if rotation is None else tuple(table.flip(0) for table in rotation)
