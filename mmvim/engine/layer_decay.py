@@ -9,7 +9,10 @@ from torch import nn
 
 __all__ = ['VimOptimWrapperConstructor']
 
-EMBEDDINGS = ('pos_embed', 'cls_token')  # of backbones that do not say themselves
+# Names in backbones that do not say themselves.
+BLOCKS = ('layers', 'blocks')
+EMBEDDINGS = ('pos_embed', 'cls_token')
+UNDECAYED = (*EMBEDDINGS, 'rel_pos_h', 'rel_pos_w')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -22,8 +25,8 @@ class VimOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     from the head to the image (`ELECTRA <https://arxiv.org/abs/2003.10555>`_, section 3): what
     comes after the backbone's blocks has the full rate, the last of them r times that, the one
     before r² times, and the embeddings the least. The backbone's method ``get_layer_depth`` gives
-    the layers (mmpretrain's convention). A backbone without these methods is read by the names of
-    OpenMMLab's transformers: ``layers``, ``patch_embed``, ``pos_embed``, ``cls_token``.
+    the layers (mmpretrain's convention). A backbone without these methods is read by the names that
+    transformers usually have: ``layers`` or ``blocks``, ``patch_embed``, ``pos_embed``.
 
     Use it as ``optim_wrapper=dict(constructor='VimOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.92), ...)``.
@@ -49,14 +52,10 @@ class VimOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Append the parameter groups of the whole model ``module`` to ``params``."""
         rate = self.paramwise_cfg['layer_decay_rate']
         backbone = getattr(module, 'backbone', None)
-        if (
-            rate < 1
-            and not hasattr(backbone, 'get_layer_depth')
-            and not hasattr(backbone, 'layers')
-        ):
+        if rate < 1 and not any(hasattr(backbone, n) for n in ('get_layer_depth', *BLOCKS)):
             raise ValueError(
-                'layer_decay_rate < 1 needs a model with backbone.get_layer_depth or '
-                'backbone.layers'
+                'layer_decay_rate < 1 needs a model with backbone.get_layer_depth, '
+                'backbone.layers or backbone.blocks'
             )
         undecayed = undecayed_names(module)
         groups: dict[tuple[int, bool], dict] = {}
@@ -81,15 +80,14 @@ class VimOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
-    """Parameters that ask not to be decayed, whatever their shape."""
+    """Parameters that are not decayed whatever their shape."""
     names = set()
     for prefix, module in model.named_modules():
-        own = ()
         if hasattr(module, 'no_weight_decay'):
-            own = module.no_weight_decay()
-        elif prefix == 'backbone':
-            own = EMBEDDINGS
-        names |= {f'{prefix}.{name}' if prefix else name for name in own}
+            names |= {f'{prefix}.{name}' if prefix else name for name in module.no_weight_decay()}
+    if not hasattr(getattr(model, 'backbone', None), 'no_weight_decay'):
+        every = (name for name, _ in model.named_parameters())
+        names |= {name for name in every if name.rsplit('.', 1)[-1] in UNDECAYED}
     return names
 
 
@@ -97,8 +95,8 @@ def layer_depth(backbone: nn.Module | None, name: str) -> tuple[int, int]:
     """Layer of a parameter of the whole model, and how many layers there are."""
     if hasattr(backbone, 'get_layer_depth'):
         return backbone.get_layer_depth(name, 'backbone.')
-    last = len(getattr(backbone, 'layers', ())) + 1
-    if name.startswith('backbone.layers.'):
+    last = max(len(getattr(backbone, blocks, ())) for blocks in BLOCKS) + 1
+    if name.startswith(tuple(f'backbone.{blocks}.' for blocks in BLOCKS)):
         return int(name.split('.')[2]) + 1, last + 1
     embedding = name.startswith(tuple(f'backbone.{part}' for part in ('patch_embed', *EMBEDDINGS)))
     return (0 if embedding else last), last + 1

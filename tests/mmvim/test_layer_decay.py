@@ -125,5 +125,5 @@ def test_bad_arguments_are_named(paramwise, message):
 
 
 def test_layer_decay_needs_layers():
-    with pytest.raises(ValueError, match='needs a model with backbone.get_layer_depth or'):
+    with pytest.raises(ValueError, match='needs a model with backbone.get_layer_depth, '):
         groups(torch.nn.Linear(2, 2), layer_decay_rate=0.9)
