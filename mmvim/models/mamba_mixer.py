@@ -89,19 +89,22 @@ class MambaMixer(nn.Module):
 
     def _add_parameters(self, scan: Scan) -> None:
         """Create what a scan names and does not share with one before it."""
-        if not hasattr(self, scan.conv1d):
-            conv1d = nn.Conv1d(*[self.inner_dims] * 2, self.d_conv, groups=self.inner_dims)
-            setattr(self, scan.conv1d, conv1d)
-        if not hasattr(self, scan.x_proj):
-            x_proj = Linear(self.inner_dims, self.dt_rank + 2 * self.d_state, bias=False)
-            setattr(self, scan.x_proj, x_proj)
-        if not hasattr(self, scan.dt_proj):
-            setattr(self, scan.dt_proj, self._new_dt_proj())
-        if not hasattr(self, scan.A_log):  # A = -(1 … N) in every channel (S4D-Real)
-            n = torch.arange(1, self.d_state + 1, dtype=torch.float32)
-            setattr(self, scan.A_log, nn.Parameter(n.log().repeat(self.inner_dims, 1)))  # (E, N)
-        if not hasattr(self, scan.D):
-            setattr(self, scan.D, nn.Parameter(torch.ones(self.inner_dims)))
+        inner, ranks = self.inner_dims, self.dt_rank + 2 * self.d_state
+        parts = {
+            scan.conv1d: lambda: nn.Conv1d(inner, inner, self.d_conv, groups=inner),
+            scan.x_proj: lambda: Linear(inner, ranks, bias=False),
+            scan.dt_proj: self._new_dt_proj,
+            scan.A_log: self._new_A_log,
+            scan.D: lambda: nn.Parameter(torch.ones(inner)),
+        }
+        for name, build in parts.items():
+            if not hasattr(self, name):
+                setattr(self, name, build())
+
+    def _new_A_log(self) -> nn.Parameter:
+        """log(-A) with A = -(1 … N) in every channel (S4D-Real)."""
+        n = torch.arange(1, self.d_state + 1, dtype=torch.float32)
+        return nn.Parameter(n.log().repeat(self.inner_dims, 1))  # (E, N)
 
     def _new_dt_proj(self) -> nn.Module:
         dt_proj = Linear(self.dt_rank, self.inner_dims)

@@ -178,11 +178,6 @@ class PlainBackbone(BaseModule):
             embedding = nn.Parameter(torch.zeros(1, length, self.embed_dims))
             self.pos_embed = nn.init.trunc_normal_(embedding, std=0.02)
 
-    def _class_tokens(self) -> Tensor | None:
-        """(1, T, C), or None without class tokens."""
-        tokens = [getattr(self, name) for name in self.cls_token_names]
-        return torch.cat(tokens, dim=1) if tokens else None
-
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
@@ -254,8 +249,8 @@ class PlainBackbone(BaseModule):
 
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         tokens, grid = self.patch_embed(x)  # (B, M, C)
-        cls_tokens = self._class_tokens()
-        if cls_tokens is not None:
+        if self.cls_token_names:
+            cls_tokens = torch.cat([getattr(self, name) for name in self.cls_token_names], dim=1)
             cls_tokens = cls_tokens.to(tokens.dtype).expand(len(tokens), -1, -1)  # (B, T, C)
             tokens = insert_class_tokens(tokens, cls_tokens, self.cls_token_place)
         if self.pos_embed is not None:

@@ -289,16 +289,15 @@ def test_exports_whole(args):
     torch.testing.assert_close(exported(image())[0], model(image())[0], rtol=1e-5, atol=1e-6)
 
 
-SLOWLY = [dict(directions=name) for name in ('none', 'ssm', 'block')] + [dict(with_cp=True)]
+SLOWLY = [dict(directions=name) for name in ('none', 'ssm', 'block', 'cross')] + [
+    dict(with_cp=True)
+]
 
 
 @pytest.mark.parametrize('train', [True, False])
 @pytest.mark.parametrize(
     'args',
-    [
-        *({}, dict(directions='cross')),
-        *(pytest.param(args, marks=pytest.mark.slow) for args in SLOWLY),
-    ],
+    [{}, *(pytest.param(args, marks=pytest.mark.slow) for args in SLOWLY)],
 )
 def test_compiles_to_one_graph(args, train):
     torch.compiler.reset()
