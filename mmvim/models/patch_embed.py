@@ -41,7 +41,7 @@ class PatchEmbed(nn.Module):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches that it takes to cover an image."""
         rows, columns = (
-            -(-max(side - patch, 0) // step) + 1
+            (max(side - patch, 0) + step - 1) // step + 1
             for side, patch, step in zip((height, width), self.patch_size, self.stride, strict=True)
         )
         return rows, columns

@@ -42,9 +42,9 @@ class Halve(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        if self.evenly or min(height, width) < 2:
+        if self.evenly:
             return F.adaptive_max_pool2d(x, (max(height // 2, 1), max(width // 2, 1)))
-        return F.max_pool2d(x, 2, 2)
+        return F.max_pool2d(x, (min(height, 2), min(width, 2)))
 
 
 @MODELS.register_module()
@@ -85,9 +85,8 @@ class SimpleFeaturePyramid(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         watch_segmentors()
-        widths = (
-            in_channels if isinstance(in_channels, list | tuple) else [in_channels] * len(scales)
-        )
+        one = not isinstance(in_channels, list | tuple)
+        widths = [in_channels] * len(scales) if one else in_channels
         widths = [integer('in_channels', width) for width in widths]
         if out_channels is not None:
             integer('out_channels', out_channels)
