@@ -120,13 +120,17 @@ class MambaMixer(nn.Module):
         """Names of parameters that stand for time scales, not for linear maps."""
         return {scan.A_log for scan in self.scans}
 
-    def forward(self, tokens: Tensor, *orders: Tensor | None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, *orders: Tensor | None, norm: nn.RMSNorm | None = None
+    ) -> Tensor:
         """Mix (B, L, C) tokens; returns the same shape.
 
         Args:
             tokens (Tensor): (B, L, C).
             orders (Tensor | None): For each scan the order in which it reads, (L,) int64; None, or
                 no order at all, for that of the tokens.
+            norm (nn.RMSNorm, optional): Applied to the tokens first. The fused op then need not
+                store what it gives.
         """
         scans = list(zip(self.scans, orders or [None] * len(self.scans), strict=True))
         if self._all_plain():
@@ -135,11 +139,14 @@ class MambaMixer(nn.Module):
                 self.in_proj.weight,
                 [self._weights(*scan) for scan in scans],
                 self.out_proj.weight,
+                norm_weight=None if norm is None else norm.weight,
+                norm_eps=1e-5 if norm is None else norm.eps,
                 scale=self.scale,
                 recompute=self.recompute,
                 backend=self.backend,
             )
         else:
+            tokens = tokens if norm is None else norm(tokens)
             xz = self.in_proj(tokens).transpose(1, 2)  # (B, 2 E, L)
             first, *others = (self._scan(xz, *scan) for scan in scans)
             y = sum(others, first) * self.scale  # (B, E, L)
@@ -151,7 +158,8 @@ class MambaMixer(nn.Module):
         if torch.jit.is_tracing():
             return False
         layers = {name for scan in self.scans for name in (scan.conv1d, scan.x_proj, scan.dt_proj)}
-        return all(is_plain(getattr(self, name)) for name in ('in_proj', 'out_proj', *layers))
+        names = 'in_proj', 'out_proj', *layers
+        return all(is_plain(getattr(self, name), Linear, nn.Conv1d) for name in names)
 
     def _weights(self, scan: Scan, order: Tensor | None) -> MixerDirection:
         """What the fused op needs of one scan."""
@@ -178,7 +186,7 @@ class MambaMixer(nn.Module):
         selected = getattr(self, scan.x_proj)(u.transpose(1, 2))
         dt, B, C = selected.split((self.dt_rank, self.d_state, self.d_state), dim=-1)
         dt_proj, bias = getattr(self, scan.dt_proj), None
-        if is_plain(dt_proj):
+        if is_plain(dt_proj, Linear):
             # The scan adds the bias in float32 whatever the autocast type is.
             delta, bias = linear(dt, dt_proj.weight), widen(dt_proj.bias)
         else:
@@ -200,7 +208,7 @@ class MambaMixer(nn.Module):
 
     def _convolve(self, x: Tensor, conv1d: nn.Module, reverse: bool) -> Tensor:
         """Causal convolution and SiLU of (B, E, L); ``reverse`` sees the tokens behind."""
-        if is_plain(conv1d):
+        if is_plain(conv1d, nn.Conv1d):
             return causal_conv1d(
                 x, conv1d.weight, conv1d.bias, reverse=reverse, backend=self.backend
             )
@@ -218,19 +226,19 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a call of ``layer`` does nothing but compute with its weight and bias.
+def is_plain(module: nn.Module, *classes: type) -> bool:
+    """Whether a call of ``module`` does nothing but what one of ``classes`` does with its weights.
 
-    Adapters and quantisation replace the layer, parametrisations its class. Pruning, weight norm
-    and sharding make its weight a plain attribute or another kind of tensor, or add hooks.
+    Adapters and quantisation replace a layer, parametrisations its class. Pruning and weight norm
+    add hooks, sharding makes its parameters another kind of tensor.
     """
     return (
-        type(layer) in (Linear, nn.Conv1d)
-        and type(layer._parameters.get('weight')) is nn.Parameter
-        and 'forward' not in layer.__dict__
-        and not layer._forward_pre_hooks
-        and not layer._forward_hooks
-        and not layer._backward_pre_hooks
-        and not layer._backward_hooks
+        type(module) in classes
+        and all(p is None or type(p) is nn.Parameter for p in module._parameters.values())
+        and 'forward' not in module.__dict__
+        and not module._forward_pre_hooks
+        and not module._forward_hooks
+        and not module._backward_pre_hooks
+        and not module._backward_hooks
         and not _has_any_global_hook()
     )

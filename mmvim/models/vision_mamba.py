@@ -18,7 +18,7 @@ from mmvim_ops import available_backends
 
 from .arguments import flags, number, one_of, pair
 from .directions import DIRECTIONS
-from .mamba_mixer import MambaMixer, widen
+from .mamba_mixer import MambaMixer, is_plain, widen
 from .plain_backbone import PlainBackbone, drop_path_rates
 from .rotary import RotaryEmbedding2D
 from .sequence import insert_class_tokens
@@ -58,8 +58,11 @@ class VimBlock(nn.Module):
             residual = widen(hidden)
         else:
             residual = residual + self.drop_path(hidden)
-        normed = self.norm(residual.to(self.norm.weight.dtype))
-        return self.mixer(normed, *orders), residual
+        tokens = residual.to(self.norm.weight.dtype)
+        # A plain norm goes into the mixer's op, which computes it again in the backward pass.
+        if is_plain(self.mixer, MambaMixer) and is_plain(self.norm, nn.RMSNorm) and self.norm.eps:
+            return self.mixer(tokens, *orders, norm=self.norm), residual
+        return self.mixer(self.norm(tokens), *orders), residual
 
 
 @MODELS.register_module()

@@ -154,7 +154,11 @@ def test_hooks_fire_on_every_level_and_keep_what_they_saw(train):
         seen.append((output, output.detach().clone()))
 
     mixer = model.layers[0].mixer
-    watched = [*model.layers, mixer, *(getattr(mixer, name) for name in LAYERS), model.norm_f]
+    watched = [
+        *model.layers,
+        *(model.layers[1].norm, mixer, model.norm_f),
+        *(getattr(mixer, name) for name in LAYERS),
+    ]
     for module in watched:
         module.register_forward_hook(hook)
     with torch.set_grad_enabled(train):
@@ -163,11 +167,11 @@ def test_hooks_fire_on_every_level_and_keep_what_they_saw(train):
     assert all(torch.equal(output, copied) for output, copied in seen)
 
 
-@pytest.mark.parametrize('level', ['in_proj', 'dt_proj_b', 'mixer', 'block', 'everywhere'])
+@pytest.mark.parametrize('level', ['in_proj', 'dt_proj_b', 'norm', 'mixer', 'block', 'everywhere'])
 def test_hooks_change_outputs_and_inputs_and_see_gradients(level):
     model = small()
     block = model.layers[1]
-    module = {'mixer': block.mixer, 'block': block}.get(level)
+    module = {'norm': block.norm, 'mixer': block.mixer, 'block': block}.get(level)
     if module is None and level != 'everywhere':
         module = getattr(block.mixer, level)
     calls = []
@@ -175,7 +179,7 @@ def test_hooks_change_outputs_and_inputs_and_see_gradients(level):
     def before(called, inputs):
         if level != 'everywhere' or called is block.mixer.in_proj:
             calls.append('before')
-            return (inputs[0] * 2, *inputs[1:])
+            return (inputs[0] * 2 + 0.1, *inputs[1:])
 
     def backward(called, grad_inputs, grad_outputs):
         if level != 'everywhere' or called is block.mixer.in_proj:
@@ -227,9 +231,12 @@ def test_quantized_layers_are_called():
     assert (out - exact).norm() / exact.norm() < 0.05
 
 
-def test_a_block_takes_any_mixer():
+@pytest.mark.parametrize('norm', [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize('mixer', [nn.Linear, nn.Identity])
+def test_a_block_takes_any_mixer_and_norm(mixer, norm):
     model = small()
-    model.layers[1] = VimBlock(nn.Linear(16, 16), nn.LayerNorm(16))
+    model.layers[0].norm = norm(16)
+    model.layers[1] = VimBlock(mixer(16, 16), norm(16))
     trained = model.train()(image())[0]
     trained.sum().backward()
     torch.testing.assert_close(evaluated(model), trained.detach(), rtol=1e-5, atol=1e-6)
