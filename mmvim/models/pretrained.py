@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from mmvim.utils import CheckpointError, load_from_local
+from mmvim.utils import CheckpointError, load_checkpoint
 
 from .sequence import (
     NUM_CLASS_TOKENS,
@@ -47,11 +46,7 @@ def load_pretrained(
             architecture, or parameters are missing, left over or of another shape; the message
             names them.
     """
-    if '://' in checkpoint:
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location)
-    else:
-        content = load_from_local(checkpoint, map_location)
-    entries = weights_of(content)
+    entries = weights_of(load_checkpoint(checkpoint, map_location))
     if prefix is None and any(key.startswith('backbone.') for key in entries):
         prefix = 'backbone.'
     if prefix is not None:

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from unittest import mock
 
+import hostile
 import pytest
 import torch
 from command_line import ROOT
@@ -14,6 +15,11 @@ from command_line import ROOT
 from mmvim import VisionMamba
 
 SCRIPT = str(ROOT / 'tools/model_converters/vim_to_mmvim.py')
+
+
+@pytest.fixture(autouse=True)
+def undone(guard) -> None:
+    """The converter decides for its process whether code from checkpoints runs."""
 
 
 def convert(*arguments) -> subprocess.CompletedProcess:
@@ -112,3 +118,18 @@ def test_what_cannot_be_converted_is_said(official, converted, tmp_path):
     result = convert(official, tmp_path / 'no_folder' / 'out.pth')
     assert 'no_folder: there is no such folder' in result.stderr
     assert not (tmp_path / 'out.pth').exists()
+
+
+def test_code_in_a_file_runs_only_if_it_is_trusted(official, tmp_path):
+    trace, target = tmp_path / 'trace', tmp_path / 'out.pth'
+    content = torch.load(official, weights_only=True)
+    torch.save({**content, 'x': hostile.Touch(trace)}, tmp_path / 'hostile.pth')
+    chain = hostile.checkpoint(hostile.payloads(trace)['getattr_chain'])
+    hostile.write(tmp_path / 'chain.pth', chain, 'zip')
+    for name in ('hostile', 'chain'):
+        result = convert(tmp_path / f'{name}.pth', target)
+        assert f'{name}.pth was refused' in result.stderr
+        assert '--trust-checkpoint' in result.stderr
+        assert not trace.exists() and not target.exists()
+    assert convert(tmp_path / 'hostile.pth', target, '--trust-checkpoint').returncode == 0
+    assert trace.exists() and len(torch.load(target, weights_only=True)['state_dict']) > 10

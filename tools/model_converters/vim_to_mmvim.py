@@ -14,14 +14,14 @@ from torch import Tensor
 
 import mmvim
 from mmvim.models.pretrained import weights_of
-from mmvim.utils import CheckpointError, load_from_local
+from mmvim.utils import CheckpointError, guard_checkpoints, load_checkpoint
 
 BACKBONE, HEAD = 'backbone.', ('head.', 'head.fc.')  # here; the classifier there and here
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('src', help='file to read')
+    parser.add_argument('src', help='file to read, or its address')
     parser.add_argument('dst', type=Path, help='file to write')
     parser.add_argument(
         '--reverse',
@@ -30,6 +30,11 @@ def parse_args() -> argparse.Namespace:
         'backbone, and its classifier if it has one',
     )
     parser.add_argument('--force', action='store_true', help='replace DST if it is there')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read a SRC that is more than weights; code in it will run',
+    )
     return parser.parse_args()
 
 
@@ -89,12 +94,13 @@ def save(content: dict, path: Path) -> None:
 
 def main() -> None:
     args = parse_args()
+    guard_checkpoints(trust=args.trust_checkpoint)
     try:
         if args.dst.exists() and not args.force:
             raise CheckpointError(f'{args.dst} is there already: pass --force to replace it')
         if not args.dst.absolute().parent.is_dir():
             raise CheckpointError(f'{args.dst.parent}: there is no such folder')
-        content = load_from_local(args.src)
+        content = load_checkpoint(args.src)
         if not isinstance(content, dict):
             raise CheckpointError(f'{args.src} holds a {type(content).__name__}, not a checkpoint')
         entries, left_out = weights_of(content), []

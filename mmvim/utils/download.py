@@ -1,0 +1,71 @@
+"""Fetching checkpoints from the network into torch's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, get_local_rank, is_distributed
+from mmengine.logging import print_log
+
+from .errors import CheckpointError
+
+__all__ = ['download']
+
+
+def download(url: str) -> str:
+    """Fetch a file once; later calls find it in ``checkpoints`` of torch's hub folder.
+
+    The name in the cache contains a digest of the address, as two addresses may end alike. In a
+    distributed run one process of each machine downloads and the others wait for it.
+
+    Args:
+        url (str): Address of the file.
+
+    Returns:
+        str: Path of the file.
+
+    Raises:
+        CheckpointError: There is no answer, an error for an answer, or less than was announced.
+    """
+    name = os.path.basename(urlparse(url).path) or 'checkpoint'
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    path = Path(torch.hub.get_dir(), 'checkpoints', f'{digest}-{name}')
+    if not is_distributed():
+        _fetch(url, path)
+    else:
+        try:
+            if get_local_rank() == 0:
+                _fetch(url, path)
+        finally:
+            barrier()
+        _fetch(url, path)
+    return str(path)
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Write the file whole or not at all."""
+    if path.exists():
+        return
+    print_log(f'downloading {url} to {path}', logger='current')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(descriptor, 'wb') as file, urllib.request.urlopen(url) as answer:
+            shutil.copyfileobj(answer, file, 1 << 20)
+            size, announced = file.tell(), answer.headers.get('Content-Length')
+        if announced is not None and size != int(announced):
+            raise CheckpointError(
+                f'checkpoint {url}: the download ended after {size} of {announced} bytes'
+            )
+        os.replace(partial, path)
+    except OSError as error:  # urllib's errors, too
+        raise CheckpointError(f'checkpoint {url} cannot be downloaded: {error}') from None
+    finally:
+        Path(partial).unlink(missing_ok=True)
