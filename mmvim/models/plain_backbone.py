@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from .alignment import watch_segmentors
 from .arguments import flags, integer, one_of, pair, rate
 from .patch_embed import PatchEmbed
-from .pretrained import adapt_state_dict, load_pretrained
+from .pretrained import adapt_state_dict, load_pretrained, store_layout
 from .sequence import (
     NUM_CLASS_TOKENS,
     insert_class_tokens,
@@ -241,9 +241,13 @@ class PlainBackbone(BaseModule):
         load_pretrained(self, **{k: v for k, v in pretrained[-1].items() if k != 'type'})
         self._is_init = True
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        adapt_state_dict(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        store_layout(self, destination, prefix)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, metadata: dict, *args) -> None:
+        adapt_state_dict(self, state_dict, prefix, metadata)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
     # Forward ----------------------------------------------------------------------------------
 

@@ -1,6 +1,13 @@
-from .checkpoint import guard_checkpoints, load_checkpoint, load_from_http, load_from_local
+from .checkpoint import (
+    guard_checkpoints,
+    load_checkpoint,
+    load_from_http,
+    load_from_hub,
+    load_from_local,
+)
 from .errors import CheckpointError
 from .inert import allow_mmengine_checkpoints
+from .safetensors_file import save_safetensors
 
 __all__ = [
     'CheckpointError',
@@ -8,5 +15,7 @@ __all__ = [
     'guard_checkpoints',
     'load_checkpoint',
     'load_from_http',
+    'load_from_hub',
     'load_from_local',
+    'save_safetensors',
 ]

@@ -21,14 +21,16 @@ from pathlib import Path
 import torch
 from mmengine.runner import CheckpointLoader
 
-from .download import download
-from .errors import CheckpointError
+from .download import download, download_from_hub
+from .errors import CheckpointError, damaged
+from .safetensors_file import load_safetensors
 
 __all__ = [
     'CheckpointError',
     'guard_checkpoints',
     'load_checkpoint',
     'load_from_http',
+    'load_from_hub',
     'load_from_local',
 ]
 
@@ -67,7 +69,7 @@ def load_checkpoint(source: str, map_location: str | None = 'cpu') -> dict:
 
     Args:
         source (str): A path, or an address that this module or mmengine's ``CheckpointLoader``
-            knows, such as ``https://…`` or ``s3://…``.
+            knows, such as ``https://…``, ``hf://OWNER/REPO/FILE`` or ``s3://…``.
         map_location (str, optional): As in :func:`torch.load`.
 
     Raises:
@@ -75,6 +77,8 @@ def load_checkpoint(source: str, map_location: str | None = 'cpu') -> dict:
     """
     if source.startswith(('http://', 'https://')):
         return load_from_http(source, map_location)
+    if source.startswith('hf://'):
+        return load_from_hub(source, map_location)
     if '://' not in source:
         return load_from_local(source, map_location)
     if _trusted:
@@ -100,13 +104,28 @@ def load_from_http(url: str, map_location: str | None = 'cpu') -> dict:
     return load_from_local(download(url), map_location, source=url)
 
 
+@CheckpointLoader.register_scheme(prefixes='hf://', force=True)
+def load_from_hub(address: str, map_location: str | None = 'cpu') -> dict:
+    """Load a checkpoint from the Hugging Face Hub, through its client and the client's cache.
+
+    Args:
+        address (str): ``hf://OWNER/REPO/FILE``, or ``hf://OWNER/REPO@REVISION/FILE``.
+        map_location (str, optional): As in :func:`torch.load`.
+
+    Raises:
+        CheckpointError: The client is not installed or cannot get the file, or as
+            :func:`load_from_local`.
+    """
+    return load_from_local(download_from_hub(address), map_location, source=address)
+
+
 def load_from_local(
     filename: str, map_location: str | None = 'cpu', source: str | None = None
 ) -> dict:
     """Load a local checkpoint without executing anything in it.
 
     Args:
-        filename (str): Path of the file.
+        filename (str): Path of the file, a pickle of torch or ``.safetensors``.
         map_location (str, optional): As in :func:`torch.load`.
         source (str, optional): Where the file comes from, for messages; default: its path.
 
@@ -118,6 +137,8 @@ def load_from_local(
     name = filename if source is None else f'{source} (downloaded to {filename})'
     if not os.path.isfile(filename):
         raise CheckpointError(f'checkpoint {name}: there is no such file')
+    if filename.endswith('.safetensors'):
+        return load_safetensors(filename, name)
     if _trusted:
         return torch.load(filename, map_location=map_location, weights_only=False)
     try:
@@ -136,11 +157,7 @@ def load_from_local(
             # torch gave up before it came to a type that it does not know.
             types = ', '.join(_pickled_types(filename)) or 'no type'
             raise _refused(name, f'{reason}; it refers to {types}') from None
-        size = os.path.getsize(filename)
-        raise CheckpointError(
-            f'checkpoint {name} cannot be read: it is not a complete torch checkpoint ({size} '
-            f'bytes; {reason}). Was its download or its training cut short?'
-        ) from None
+        raise damaged(name, filename, reason) from None
 
 
 def _form(filename: str) -> str:

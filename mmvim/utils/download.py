@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import urllib.request
@@ -16,7 +17,7 @@ from mmengine.logging import print_log
 
 from .errors import CheckpointError
 
-__all__ = ['download']
+__all__ = ['download', 'download_from_hub']
 
 
 def download(url: str) -> str:
@@ -47,6 +48,41 @@ def download(url: str) -> str:
             barrier()
         _fetch(url, path)
     return str(path)
+
+
+def download_from_hub(address: str) -> str:
+    """Fetch a file from the Hugging Face Hub, or find it in the cache of the Hub's client.
+
+    The client's own environment variables hold, such as ``HF_HOME``, ``HF_ENDPOINT``,
+    ``HF_HUB_OFFLINE`` and ``HF_TOKEN``. It keeps processes from downloading at the same time.
+
+    Args:
+        address (str): ``hf://OWNER/REPO/FILE``, or ``hf://OWNER/REPO@REVISION/FILE``.
+
+    Returns:
+        str: Path of the file.
+
+    Raises:
+        CheckpointError: The address is of another form, the client is not installed, or it cannot
+            get the file; the message has its reason.
+    """
+    match = re.fullmatch(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)', address)
+    if match is None:
+        raise CheckpointError(f'checkpoint {address}: hf://OWNER/REPO/FILE was expected')
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise CheckpointError(
+            f'checkpoint {address} needs the package huggingface_hub: pip install huggingface_hub'
+        ) from None
+    repository, revision, filename = match.groups()
+    try:
+        return hf_hub_download(repository, filename, revision=revision)
+    except Exception as error:  # of the client, of whatever it connects with, of the file system
+        reason = ' '.join(str(error).split())
+        raise CheckpointError(
+            f'checkpoint {address} cannot be downloaded: {type(error).__name__}: {reason}'
+        ) from None
 
 
 def _fetch(url: str, path: Path) -> None:

@@ -156,7 +156,7 @@ def test_official_weights_are_loaded_or_refused_with_the_reason(data, tmp_path):
 
     output = passed(tool('train.py', *arguments, *start_from('official.pth')))
     assert f'entries of {tmp_path / "official.pth"}; names translated' in output
-    assert 'pos_embed 197 → 64 rows; ignored cls_token' in output
+    assert 'pos_embed 197 → 64 rows (14 × 14 → 8 × 8); ignored cls_token' in output
     message = refused(tool('train.py', *arguments, *start_from('patch16.pth')))
     assert 'of another shape: patch_embed.proj.weight (32, 3, 16, 16) for (32, 3, 8, 8)' in message
 
