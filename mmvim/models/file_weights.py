@@ -62,9 +62,9 @@ class FileWeights:
             if prefix in found:
                 return prefix
         if len(found) > 1:
+            names = ', '.join(f'{prefix}*' for prefix in found)
             raise CheckpointError(
-                f'{source} holds several models, named {", ".join(f"{p}*" for p in found)}: choose '
-                'one by prefix=… beside checkpoint=… in init_cfg'
+                f'{source} holds several models, named {names}: prefix=… in init_cfg chooses one'
             )
         return found[0] if found else ''
 

@@ -32,6 +32,7 @@ CLASS_TOKENS = ('cls_token', 'cls_token_head', 'cls_token_tail')
 # The classifier, and tables that the official code stores though it could compute them.
 IGNORED = ('head.weight', 'head.bias', 'rope.freqs_cos', 'rope.freqs_sin')
 BANDS = 'patch_embed.proj.weight'
+WHERE = 'in init_cfg, or for load_from in a FitCheckpointHook of custom_hooks,'
 
 
 def load_pretrained(
@@ -139,9 +140,7 @@ def fit_state_dict(
     name = type(model).__name__
     if problems:
         if BANDS in fitted and fitted[BANDS].shape[1:2] != own[BANDS].shape[1:2]:
-            problems.append(
-                "bands='mean' or bands='zero' beside checkpoint=… fits the kernels to other bands"
-            )
+            problems.append(f"bands='mean' or bands='zero' {WHERE} fits the kernels to other bands")
         raise CheckpointError(
             f'{source} does not fit this {name} ({model.traits}): {"; ".join(problems)}'
         )
@@ -296,16 +295,16 @@ def _held_grid(
         return grid, []
     side = math.isqrt(num_patches)
     square = side * side == num_patches
-    state = 'state it by grid=(rows, columns) beside checkpoint=…'
+    state = f'grid=(rows, columns) {WHERE}'
     if square and math.prod(own) == num_patches and own[0] != own[1]:
         raise CheckpointError(
             f'pos_embed has rows for {num_patches} patches, which may be {_by(own)}, as in this '
-            f'model, or {side} × {side}, as in all official files: {state}'
+            f'model, or {side} × {side}, as in all official files: {state} tells'
         )
     if not square and math.prod(own) != num_patches:
         raise CheckpointError(
             f'pos_embed has rows for {num_patches} patches, which is neither a square nor the '
-            f'grid of this model, {_by(own)}: {state}'
+            f'grid of this model, {_by(own)}: {state} tells'
         )
     grid = (side, side) if square else own
     return grid, [f'pos_embed taken for {_by(grid)} patches, as the file does not say']

@@ -82,6 +82,22 @@ def test_runners_refuse_them_under_the_guard(payload, resume, way, tmp_path, add
     assert not trace.exists()
 
 
+@pytest.mark.parametrize('payload', TYPICAL)
+def test_init_cfg_refuses_what_other_loaders_of_mmengine_fetch(payload, tmp_path, guard):
+    """Some of them, as that of object stores on older torch, ask for full unpickling."""
+    path, trace = write(tmp_path, payload)
+
+    def load_from_store(filename, map_location):
+        return torch.load(path, map_location, weights_only=False)
+
+    CheckpointLoader.register_scheme('store://', load_from_store)
+    init_cfg = dict(type='Pretrained', checkpoint='store://file.pth')
+    model = VisionMamba(dict(embed_dims=16, depth=2), init_cfg=init_cfg)
+    with pytest.raises(CheckpointError, match='store://file.pth was refused.*--trust-checkpoint'):
+        model.init_weights()
+    assert not trace.exists()
+
+
 @pytest.mark.parametrize('way', ['path', 'url'])
 def test_trust_lets_init_cfg_and_runners_run_them(way, tmp_path, address, guard):
     """Otherwise the tests above might pass for another reason."""

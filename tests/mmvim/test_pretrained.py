@@ -168,7 +168,7 @@ def test_a_grid_that_a_file_does_not_say_is_a_square_or_stated(tmp_path, log):
     square = held_by((16, 16), checkpoint=file)
     assert torch.equal(square.pos_embed, model.pos_embed)
     assert 'pos_embed taken for 16 × 16 patches, as the file does not say' in log[-1]
-    with pytest.raises(CheckpointError, match=r'may be 8 × 32.*or 16 × 16.*state it by grid='):
+    with pytest.raises(CheckpointError, match=r'may be 8 × 32.*or 16 × 16.*: grid=.* tells'):
         held_by((8, 32), checkpoint=file)
 
     def stated(target, grid):
@@ -266,7 +266,7 @@ def test_several_models_in_a_file_must_be_chosen_from(tmp_path):
     entries = {f'student.{key}': value for key, value in student.state_dict().items()}
     entries |= {f'teacher.{key}': value for key, value in teacher.state_dict().items()}
     torch.save({'model': entries}, tmp_path / 'two.pth')
-    with pytest.raises(CheckpointError, match=r'student\.\*, teacher\.\*: choose .*prefix='):
+    with pytest.raises(CheckpointError, match=r'student\.\*, teacher\.\*: prefix=.* chooses'):
         build(tmp_path / 'two.pth')
     model = build()
     load_pretrained(model, str(tmp_path / 'two.pth'), prefix='teacher')
