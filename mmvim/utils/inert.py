@@ -152,6 +152,13 @@ class HistoryReader(HistoryBuffer):
         self.__init__(*map(np.array, arrays), state['max_length'])
 
 
+def _encode(text: str, encoding: str) -> bytes:
+    """What bytes are pickled as by protocol 2; torch reads it itself since 2.5."""
+    if type(text) is not str or encoding != 'latin1':
+        raise _refuse('_codecs.encode', f'bytes are pickled as latin1, not as {encoding!r}')
+    return text.encode('latin1')
+
+
 def _no_bytes() -> bytes:
     """What ``bytes`` is pickled for by protocol 2: the content of an empty array."""
     return b''
@@ -206,6 +213,7 @@ READERS = [
     *_under(tuple(f'{core}._reconstruct' for core in CORES), _reconstruct),
     *_under(tuple(f'{core}.scalar' for core in CORES), _scalar),
     *_under(('builtins.getattr', '__builtin__.getattr'), _method),
+    *_under(('_codecs.encode',), _encode),
     *_under(('builtins.bytes', '__builtin__.bytes'), _no_bytes),
     *_under(('builtins.slice', '__builtin__.slice'), _slice),
 ]
