@@ -142,6 +142,24 @@ def payloads(trace: Path) -> dict[str, bytes]:
         'build_namespace_slots': build(
             new(name('argparse', 'Namespace')), tuple_of((b'N', mapping((text('x'), b'N'))))
         ),
+        'build_namespace_method': build(
+            new(name('argparse', 'Namespace')),
+            mapping((text('_get_kwargs'), name('torch', 'Size'))),
+        ),
+        'rebuild_dtype': call(
+            name('torch._tensor', '_rebuild_from_type_v2'),
+            name('numpy', 'dtype'),
+            name('numpy', 'dtype'),
+            tuple_of((text('f8'),)),
+            mapping((text('dtype'), text('O'))),
+        ),
+        'rebuild_history': call(
+            name('torch._tensor', '_rebuild_from_type_v2'),
+            name(HISTORY, 'HistoryBuffer'),
+            name(HISTORY, 'HistoryBuffer'),
+            tuple_of(()),
+            mapping((text('_statistics_methods'), mapping())),
+        ),
         'object_array': refcounted_array('O8'),
         'refcounted_array': refcounted_array('f8'),
         'array_subclass': call(

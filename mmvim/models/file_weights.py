@@ -105,7 +105,7 @@ def read_weights(content, source: str, weights: str | None = None) -> FileWeight
     entries = {
         key: value
         for key, value in state_dict.items()
-        if isinstance(value, Tensor) or str(key).endswith('_extra_state')
+        if isinstance(key, str) and (isinstance(value, Tensor) or key.endswith('_extra_state'))
     }
     if state_dict is content.get('ema_state_dict'):
         entries.pop('steps', None)  # of averaging
@@ -113,10 +113,10 @@ def read_weights(content, source: str, weights: str | None = None) -> FileWeight
     if weights is None and len(kinds) > 1:
         other = next(kind for kind in kinds if kind != chosen)
         notes.append(f'weights={chosen!r}, the file also holds weights={other!r}')
-    metadata = getattr(state_dict, '_metadata', None) or {}
-    return FileWeights(
-        _under_plain_names(entries, source), {plain_name(k): v for k, v in metadata.items()}, notes
-    )
+    metadata = getattr(state_dict, '_metadata', None)
+    said = metadata.items() if isinstance(metadata, dict) else ()
+    metadata = {plain_name(module): v for module, v in said if isinstance(v, dict)}
+    return FileWeights(_under_plain_names(entries, source), metadata, notes)
 
 
 def _kinds(content: dict) -> dict[str, dict]:

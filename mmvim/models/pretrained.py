@@ -66,7 +66,7 @@ def load_pretrained(
     file = read_weights(load_checkpoint(checkpoint, map_location), checkpoint, weights)
     if prefix is None:
         prefix = file.find_backbone(checkpoint)
-    elif not prefix.endswith('.'):
+    elif prefix and not prefix.endswith('.'):
         prefix += '.'
     if prefix not in ('', 'backbone.'):
         file.notes.append(f'names are those below {prefix}*')
@@ -108,7 +108,7 @@ def fit_state_dict(
         raise ValueError(f"bands must be 'mean', 'zero' or None, got {bands!r}")
     stored = dict(file.metadata.get('', {}))
     if grid is not None:
-        stored['grid'] = grid = _pair(grid)
+        stored['grid'] = _pair(grid)
     _check_arch(model, file.entries, source)
     fitted = dict(file.entries)
     own = model.state_dict()

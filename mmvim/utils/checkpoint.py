@@ -87,8 +87,7 @@ def load_checkpoint(source: str, map_location: str | None = 'cpu') -> dict:
         try:
             return CheckpointLoader.load_checkpoint(source, map_location)
         except pickle.UnpicklingError as error:
-            reason = _type_in_the_way(error) or _first_line(error)
-            raise _refused(source, f'it refers to {reason}') from None
+            raise _refused(source, _type_in_the_way(error) or _first_line(error)) from None
 
 
 def load_from_http(url: str, map_location: str | None = 'cpu') -> dict:
@@ -151,7 +150,7 @@ def load_from_local(
     except Exception as error:
         named = _type_in_the_way(error)
         if named is not None:
-            raise _refused(name, f'it refers to {named}') from None
+            raise _refused(name, named) from None
         reason = _first_line(error)
         if isinstance(error, pickle.UnpicklingError) and form != 'unknown':
             # torch gave up before it came to a type that it does not know.
@@ -178,15 +177,13 @@ def _form(filename: str) -> str:
 @contextmanager
 def _weights_only() -> Iterator[None]:
     """Within it, torch reads weights only even where its caller asks for everything."""
-    before = os.environ.get(FORCE)
+    before = {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
     os.environ[FORCE] = '1'
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[FORCE]
-        else:
-            os.environ[FORCE] = before
+        del os.environ[FORCE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _refused(name: str, reason: str) -> CheckpointError:
@@ -199,7 +196,7 @@ def _refused(name: str, reason: str) -> CheckpointError:
 def _type_in_the_way(error: Exception) -> str | None:
     """The type or function that an unpickler refused, with what was wrong if a reader says so."""
     match = re.search(r'GLOBAL `?([\w.]+)(?: was refused(: .*))?', str(error))
-    return match and match[1] + (match[2] or '')
+    return match and f'it refers to {match[1]}{match[2] or ""}'
 
 
 def _first_line(error: Exception) -> str:

@@ -6,8 +6,9 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import urllib.request
+import uuid
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -91,17 +92,17 @@ def _fetch(url: str, path: Path) -> None:
         return
     print_log(f'downloading {url} to {path}', logger='current')
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    partial = path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}')
     try:
-        with os.fdopen(descriptor, 'wb') as file, urllib.request.urlopen(url) as answer:
+        with open(partial, 'xb') as file, urllib.request.urlopen(url, timeout=60) as answer:
             shutil.copyfileobj(answer, file, 1 << 20)
             size, announced = file.tell(), answer.headers.get('Content-Length')
         if announced is not None and size != int(announced):
             raise CheckpointError(
                 f'checkpoint {url}: the download ended after {size} of {announced} bytes'
             )
-        os.replace(partial, path)
-    except OSError as error:  # urllib's errors, too
+        partial.replace(path)
+    except (OSError, HTTPException) as error:  # urllib's are OSErrors
         raise CheckpointError(f'checkpoint {url} cannot be downloaded: {error}') from None
     finally:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)

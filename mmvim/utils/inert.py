@@ -61,7 +61,7 @@ def _refuse(name: str, what: str) -> UnpicklingError:
 
 @_reads('numpy.dtype')
 class DTypeReader:
-    """A dtype of numbers or of strings of fixed length; stays what it is."""
+    """The dtype of numbers or of strings of fixed length that arrays and scalars refer to."""
 
     def __init__(self, kind: str, align: bool = False, copy: bool = True) -> None:
         if type(kind) is not str or not re.fullmatch('[biufcSU][1-9][0-9]{0,5}', kind):
@@ -193,10 +193,11 @@ class NamespaceReader(Namespace):
         raise _refuse('argparse.Namespace', 'it is not built by calling its class')
 
     def __setstate__(self, state: dict) -> None:
-        if type(state) is not dict or not all(
-            type(name) is str and not name.startswith('__') for name in state
-        ):
+        if type(state) is not dict or not all(type(name) is str for name in state):
             raise _refuse('argparse.Namespace', 'its state is no dict of names')
+        taken = [name for name in state if hasattr(Namespace, name)]
+        if taken:
+            raise _refuse('argparse.Namespace', f'{taken[0]!r} would replace a method')
         self.__dict__.update(state)
         self.__class__ = Namespace
 

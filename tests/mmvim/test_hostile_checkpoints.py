@@ -1,5 +1,6 @@
 """No file runs code, whatever is in it and by whichever way it comes in."""
 
+import os
 import pickle
 import tarfile
 from argparse import Namespace
@@ -83,9 +84,12 @@ def test_runners_refuse_them_under_the_guard(payload, resume, way, tmp_path, add
 
 
 @pytest.mark.parametrize('payload', TYPICAL)
-def test_init_cfg_refuses_what_other_loaders_of_mmengine_fetch(payload, tmp_path, guard):
+def test_init_cfg_refuses_what_other_loaders_of_mmengine_fetch(
+    payload, tmp_path, guard, monkeypatch
+):
     """Some of them, as that of object stores on older torch, ask for full unpickling."""
     path, trace = write(tmp_path, payload)
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')  # not for init_cfg
 
     def load_from_store(filename, map_location):
         return torch.load(path, map_location, weights_only=False)
@@ -96,6 +100,7 @@ def test_init_cfg_refuses_what_other_loaders_of_mmengine_fetch(payload, tmp_path
     with pytest.raises(CheckpointError, match='store://file.pth was refused.*--trust-checkpoint'):
         model.init_weights()
     assert not trace.exists()
+    assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
 
 
 @pytest.mark.parametrize('way', ['path', 'url'])
