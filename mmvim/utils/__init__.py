@@ -5,7 +5,7 @@ from .checkpoint import (
     load_from_hub,
     load_from_local,
 )
-from .errors import CheckpointError
+from .checkpoint_error import CheckpointError
 from .inert import allow_mmengine_checkpoints
 from .safetensors_file import save_safetensors
 

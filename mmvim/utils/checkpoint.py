@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from mmengine.runner import CheckpointLoader
 
+from .checkpoint_error import CheckpointError, damaged
 from .download import download, download_from_hub
-from .errors import CheckpointError, damaged
 from .safetensors_file import load_safetensors
 
 __all__ = [

@@ -16,7 +16,7 @@ import torch
 from mmengine.dist import barrier, get_local_rank, is_distributed
 from mmengine.logging import print_log
 
-from .errors import CheckpointError
+from .checkpoint_error import CheckpointError
 
 __all__ = ['download', 'download_from_hub']
 

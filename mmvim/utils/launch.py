@@ -98,10 +98,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply what the command line says; raises as :func:`read_config`."""
     cfg = read_config(args.config, args.cfg_options)
     # What --cfg-options load_from, --resume and test.py name may be an official file.
-    hooks = list(cfg.get('custom_hooks') or [])
-    if all(hook.get('type') != 'FitCheckpointHook' for hook in hooks):
-        hooks.append(dict(type='FitCheckpointHook'))
-    cfg.custom_hooks = hooks
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='FitCheckpointHook')]
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir

@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 from torch import Tensor
 
-from .errors import CheckpointError, damaged
+from .checkpoint_error import CheckpointError, damaged
 
 __all__ = ['load_safetensors', 'save_safetensors']
 

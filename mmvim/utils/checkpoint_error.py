@@ -1,4 +1,4 @@
-"""Errors that are meant for the user."""
+"""The error for checkpoints; a module of its own, as all that read them need it."""
 
 import os
 
