@@ -10,7 +10,6 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .alignment import watch_segmentors
 from .arguments import integer
 
 __all__ = ['LayerNorm2d', 'SimpleFeaturePyramid']
@@ -84,7 +83,6 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        watch_segmentors()
         one = not isinstance(in_channels, list | tuple)
         widths = [in_channels] * len(scales) if one else in_channels
         widths = [integer('in_channels', width) for width in widths]
