@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 
 from .checkpoint import CheckpointError, guard_checkpoints
+from .data import check_data, type_name, use_checked_coco
+from .errors import UserError
 
 __all__ = [
     'UserError',
@@ -25,14 +27,11 @@ __all__ = [
     'load_config',
     'read_config',
     'run',
+    'type_name',
 ]
 
 # default_scope of a config -> this project's extra that installs the package
 EXTRAS = {'mmseg': 'seg', 'mmdet': 'det', 'mmpretrain': 'cls'}
-
-
-class UserError(Exception):
-    """Something only the user can mend; shown without a traceback."""
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:
@@ -99,6 +98,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = read_config(args.config, args.cfg_options)
     # What --cfg-options load_from, --resume and test.py name may be an official file.
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='FitCheckpointHook')]
+    use_checked_coco(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -112,52 +112,6 @@ def _not_installed(config: str, scope: str) -> UserError:
         f'config {config} is one for {scope}, which is not installed here. '
         f"Install it with: pip install --no-build-isolation '.[{EXTRAS[scope]}]'"
     )
-
-
-def check_data(cfg: Config, *loaders: str) -> None:
-    """Look for the data of the named dataloaders and their evaluators before anything is built.
-
-    Raises:
-        UserError: A folder or file is missing; the message says which setting names it.
-    """
-    for loader in loaders:
-        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
-            root = dataset.get('data_root') or ''
-            prefix = dataset.get('data_prefix') or {}
-            prefix = {'': prefix} if isinstance(prefix, str) else prefix
-            parts = {'data_root': '', 'ann_file': dataset.get('ann_file')}
-            parts |= {f'data_prefix.{key}'.rstrip('.'): part for key, part in prefix.items()}
-            for key, part in parts.items():
-                if '://' not in str(root):
-                    folder = f'{loader}.dataset.data_root=FOLDER'
-                    _check_path(Path(root, part or ''), f'{loader}.dataset.{key}', folder)
-        name = loader.replace('dataloader', 'evaluator')
-        evaluators = cfg.get(name) or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            path = evaluator.get('ann_file') or ''
-            if '://' not in path:
-                _check_path(Path(path), f'{name}.ann_file', f'{name}.ann_file=FILE')
-
-
-def _check_path(path: Path, setting: str, remedy: str) -> None:
-    if not path.exists():
-        raise UserError(
-            f'{setting}: {path} does not exist. See docs/data.md for how to prepare the data, '
-            f'or point to it with --cfg-options {remedy}'
-        )
-
-
-def _datasets(dataset: ConfigDict | list | None) -> Iterator[ConfigDict]:
-    """The data sets that read files, inside of any wrappers."""
-    if dataset is None:
-        return
-    inner = dataset if isinstance(dataset, list) else dataset.get('datasets')
-    inner = inner or ([dataset['dataset']] if 'dataset' in dataset else None)
-    if inner is None:
-        yield dataset
-        return
-    for wrapped in inner:
-        yield from _datasets(wrapped)
 
 
 def run(main: Callable[[], None]) -> None:
