@@ -27,7 +27,8 @@ class CheckedCoco(COCO):
 
     Annotations without ``iscrowd`` are no crowds. One without ``area`` gets that of its mask, or
     else of its box. Ids only tell annotations apart, so all are numbered anew where one is 0 (which
-    ``COCOeval`` takes for "no match"), missing, used twice or no integer. A warning counts what was mended.
+    ``COCOeval`` takes for "no match"), missing, used twice or no integer. A warning counts what was
+    mended.
 
     Args:
         annotation_file (str): A JSON file.
@@ -45,7 +46,7 @@ class CheckedCoco(COCO):
         except (ValueError, AssertionError) as error:  # no JSON; a list
             raise UserError(f'{annotation_file} is no annotation file of COCO: {error}') from None
 
-    def createIndex(self) -> None:  # noqa: N802  (pycocotools calls it)
+    def createIndex(self) -> None:
         refuse_incomplete(self.dataset, self.source)
         mended = mend_annotations(self.dataset)
         if mended:
@@ -79,25 +80,22 @@ def refuse_incomplete(content: dict, source: str) -> None:
 
     def refuse(entries: list, what: str) -> None:
         if entries:
-            raise UserError(
-                f'{source}: {len(entries)} {what}, the first is {str(entries[0])[:200]}'
-            )
+            first = str(entries[0])[:200]
+            raise UserError(f'{source}: {len(entries)} {what}, the first is {first}')
 
     if not content.get('images'):
         raise UserError(f'{source} lists no images')
     for part, keys in REQUIRED.items():
         entries = content.get(part) or []
         for key in keys:
-            refuse(
-                [e for e in entries if e.get(key) is None], f'of {len(entries)} {part} lack {key}'
-            )
+            lacking = [entry for entry in entries if entry.get(key) is None]
+            refuse(lacking, f'of {len(entries)} {part} lack {key}')
     for part in ('images', 'categories'):
         repeated = repeats(entry['id'] for entry in content.get(part) or [])
         refuse(repeated, f'ids of {part} are used more than once')
     annotations = content.get('annotations') or []
-    refuse(
-        [a for a in annotations if not is_box(a['bbox'])], 'annotations have a bbox that is none'
-    )
+    no_boxes = [annotation for annotation in annotations if not is_box(annotation['bbox'])]
+    refuse(no_boxes, 'annotations have a bbox that is none')
     known = {category['id'] for category in content.get('categories') or []}
     unknown = [a for a in annotations if a['category_id'] not in known]
     refuse(unknown, f'annotations have a category_id that is none of the {len(known)} categories')

@@ -109,8 +109,8 @@ def _check_classes(dataset: ConfigDict, setting: str) -> None:
         classes = (holder or {}).get('classes')
         if isinstance(classes, str) and '://' not in classes and not Path(classes).is_file():
             raise UserError(
-                f'{setting}.{key} is the string {classes!r}, neither a sequence of names nor a file '
-                f'of them. A single class needs a comma: classes=({classes!r},)'
+                f'{setting}.{key} is the string {classes!r}, neither a sequence of names nor a '
+                f'file of them. A single class needs a comma: classes=({classes!r},)'
             )
 
 
