@@ -1,4 +1,4 @@
-"""What can be said about a config's data sets before anything is built."""
+"""Data sets and metrics in configs: what is wrong with them is said before anything is built."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from mmengine.config import Config, ConfigDict
 
 from .errors import UserError
 
-__all__ = ['check_data', 'evaluator_dicts', 'is_local', 'type_name', 'use_checked_coco']
+__all__ = [
+    'check_data',
+    'describe',
+    'evaluator_dicts',
+    'is_local',
+    'leaves',
+    'type_name',
+    'use_checked_coco',
+]
 
 # mmdet's types, and those of this project that also check and mend the annotation file.
 CHECKED = {'CocoDataset': 'CheckedCocoDataset', 'CocoMetric': 'CheckedCocoMetric'}
@@ -101,6 +109,26 @@ def evaluator_dicts(evaluator: ConfigDict | list | None) -> Iterator[ConfigDict]
             yield from evaluator_dicts(evaluator['metrics'])
         else:
             yield evaluator
+
+
+def leaves(dataset) -> Iterator:
+    """The data sets that read files, inside of any wrappers."""
+    inner = getattr(dataset, 'datasets', None)
+    inner = [dataset.dataset] if inner is None and hasattr(dataset, 'dataset') else inner
+    if inner is None:
+        yield dataset
+        return
+    for wrapped in inner:
+        yield from leaves(wrapped)
+
+
+def describe(dataset) -> str:
+    """The class and the files of a built data set, in words."""
+    first = next(leaves(dataset), None)
+    prefix = getattr(first, 'data_prefix', None) or {}
+    files = [getattr(first, 'ann_file', ''), *(prefix.values() if isinstance(prefix, dict) else [])]
+    named = [str(path) for path in files if path] or [str(getattr(first, 'data_root', '') or '')]
+    return ', '.join([type(first).__name__, *(name for name in named if name)])
 
 
 def _check_classes(dataset: ConfigDict, setting: str) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.dataset import BaseDataset
 
 from .checkpoint import CheckpointError, guard_checkpoints
-from .data import check_data, type_name, use_checked_coco
+from .data import check_data, describe, type_name, use_checked_coco
 from .errors import UserError
 
 __all__ = [
@@ -97,7 +99,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply what the command line says; raises as :func:`read_config`."""
     cfg = read_config(args.config, args.cfg_options)
     # What --cfg-options load_from, --resume and test.py name may be an official file.
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='FitCheckpointHook')]
+    _add_hooks(cfg, 'FitCheckpointHook', 'CheckDataHook')
     use_checked_coco(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -105,6 +107,13 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
     return cfg
+
+
+def _add_hooks(cfg: Config, *names: str) -> None:
+    """Add hooks that the config does not have, with their default settings."""
+    hooks = list(cfg.get('custom_hooks') or [])
+    there = {type_name(hook['type']) for hook in hooks}
+    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in names if name not in there)]
 
 
 def _not_installed(config: str, scope: str) -> UserError:
@@ -120,3 +129,28 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (UserError, CheckpointError, FloatingPointError) as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    except ValueError as error:
+        explanation = explain(error)
+        if explanation is None:
+            raise
+        sys.exit(f'{Path(sys.argv[0]).name}: {explanation}')
+
+
+def explain(error: ValueError) -> str | None:
+    """What the user can do about an error of torch or mmengine that does not say it."""
+    if 'Expected more than 1 value per channel when training' in str(error):
+        return (
+            'batch norm met a single value per channel, as from one picture pooled to 1 x 1: train '
+            'with train_dataloader.batch_size of 2 or more and drop_last=True, or replace batch '
+            "norm by norm_cfg=dict(type='GN', num_groups=…) in neck and heads"
+        )
+    if 'need at least one array to concatenate' in str(error):
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        owners = [frame.f_locals.get('self') for frame in frames]
+        empty = [owner for owner in owners if isinstance(owner, BaseDataset)]
+        if empty:
+            return (
+                f'the data set is empty ({describe(empty[-1])}): no picture is listed there or has '
+                'its img_suffix, or filter_cfg leaves none'
+            )
+    return None

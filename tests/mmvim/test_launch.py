@@ -1,0 +1,54 @@
+"""How the tools end, and what they add to every config."""
+
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from mmvim.utils.launch import common_parser, load_config, run
+
+
+def loaded(tmp_path, text: str, *arguments: str):
+    path = tmp_path / 'config.py'
+    path.write_text(text)
+    return load_config(common_parser('').parse_args([str(path), *arguments]))
+
+
+def test_hooks_are_added_once(tmp_path):
+    cfg = loaded(tmp_path, '')
+    assert [hook.type for hook in cfg.custom_hooks] == ['FitCheckpointHook', 'CheckDataHook']
+    own = "custom_hooks = [dict(type='CheckDataHook', on_mismatch='warn')]"
+    cfg = loaded(tmp_path, own)
+    assert [hook.type for hook in cfg.custom_hooks] == ['CheckDataHook', 'FitCheckpointHook']
+    assert cfg.custom_hooks[0].on_mismatch == 'warn'
+
+
+def test_a_batch_of_one_under_batch_norm_is_explained():
+    def main():
+        nn.BatchNorm2d(4)(torch.rand(1, 4, 1, 1))
+
+    with pytest.raises(SystemExit, match='train_dataloader.batch_size of 2 or more.*norm_cfg='):
+        run(main)
+
+
+def test_a_data_set_without_pictures_is_named(tmp_path):
+    from mmseg.registry import DATASETS
+
+    for folder in ('images', 'labels'):
+        (tmp_path / folder).mkdir()
+    init_default_scope('mmseg')
+
+    def main():
+        prefix = dict(img_path='images', seg_map_path='labels')
+        DATASETS.build(dict(type='BaseSegDataset', data_root=str(tmp_path), data_prefix=prefix))
+
+    with pytest.raises(SystemExit, match=rf'data set is empty \(BaseSegDataset, {tmp_path}/images'):
+        run(main)
+
+
+def test_other_errors_keep_their_traceback():
+    def main():
+        raise ValueError('anything else')
+
+    with pytest.raises(ValueError, match='anything else'):
+        run(main)
