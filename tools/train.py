@@ -5,7 +5,15 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 
 import mmvim  # noqa: F401  (registers the models)
-from mmvim.utils.launch import UserError, check_data, command_line, common_parser, load_config, run
+from mmvim.utils.launch import (
+    UserError,
+    check_data,
+    command_line,
+    common_parser,
+    load_config,
+    run,
+    type_name,
+)
 
 
 def parse_args():
@@ -36,7 +44,7 @@ def parse_args():
 
 def use_amp(cfg: Config, dtype: str) -> None:
     """Replace the plain optimizer wrapper by the one for mixed precision on this device."""
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    kind = type_name(cfg.optim_wrapper.get('type', 'OptimWrapper'))
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'CpuAmpOptimWrapper'):
         raise UserError(f'--amp works with an OptimWrapper, optim_wrapper.type is {kind}')
     cfg.optim_wrapper.type = 'CpuAmpOptimWrapper' if get_device() == 'cpu' else 'AmpOptimWrapper'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from .data import check_data, describe, type_name, use_checked_coco
 from .errors import UserError
 
 __all__ = [
+    'ConfigOptions',
     'UserError',
     'check_data',
     'command_line',
@@ -36,6 +38,28 @@ __all__ = [
 EXTRAS = {'mmseg': 'seg', 'mmdet': 'det', 'mmpretrain': 'cls'}
 
 
+class ConfigOptions(DictAction):
+    """mmengine's ``KEY=VALUE`` arguments, which would lose the spaces in paths."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        super().__call__(parser, namespace, [_hide_spaces(given) for given in values])
+        options = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, {key: _show_spaces(v) for key, v in options.items()})
+
+
+def _hide_spaces(given: str) -> str:
+    """Replace the value's spaces by null characters, except those that only set out a list."""
+    key, equals, value = given.partition('=')
+    inside = r'(?<=[^ ,[\]()]) +(?=[^ ,[\]()])' if ',' in value else r'(?<=[^ ]) +(?=[^ ])'
+    return key + equals + re.sub(inside, lambda spaces: '\0' * len(spaces[0]), value)
+
+
+def _show_spaces(value):
+    if isinstance(value, list | tuple):
+        return type(value)(map(_show_spaces, value))
+    return value.replace('\0', ' ') if isinstance(value, str) else value
+
+
 def common_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that training and testing have in common."""
     parser = argparse.ArgumentParser(description=description)
@@ -47,7 +71,7 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help="settings to change in the config, such as train_cfg.max_iters=100 or key='[a,b]'",
     )
@@ -88,11 +112,21 @@ def read_config(path: str, options: dict | None = None) -> Config:
     except ImportError as error:
         missing = (error.name or str(error)).split()[0]
         raise _not_installed(path, missing) if missing in EXTRAS else error from None
+    if cfg.get('default_scope') is None:
+        _set_scope(cfg)
     scope = cfg.get('default_scope', 'mmengine')
     if scope in EXTRAS and find_spec(scope) is None:
         raise _not_installed(path, scope)
     cfg.merge_from_dict(options or {})
     return cfg
+
+
+def _set_scope(cfg: Config) -> None:
+    """Take the scope from the model's class, as pure-Python configs need not name one."""
+    kind = (cfg.get('model') or {}).get('type')
+    package = '' if kind is None or isinstance(kind, str) else kind.__module__.partition('.')[0]
+    if package in EXTRAS:
+        cfg.default_scope = package
 
 
 def load_config(args: argparse.Namespace) -> Config:

@@ -23,6 +23,23 @@ def test_hooks_are_added_once(tmp_path):
     assert cfg.custom_hooks[0].on_mismatch == 'warn'
 
 
+@pytest.mark.parametrize(
+    ('given', 'value'),
+    [
+        ('/my data/ade', '/my data/ade'),
+        ('/data (copy)/my  ade', '/data (copy)/my  ade'),
+        ('"/my data/ade"', '/my data/ade'),
+        ('[/my data/a, /my data/b]', ['/my data/a', '/my data/b']),
+        ('(1, 2)', (1, 2)),
+        ('[ (64, 64), [a b, 0.5] ]', [(64, 64), ['a b', 0.5]]),
+        (' 3 ', 3),
+    ],
+)
+def test_options_keep_the_spaces_in_paths(given, value):
+    arguments = ['config.py', '--cfg-options', 'x=1', f'key={given}']
+    assert common_parser('').parse_args(arguments).cfg_options == dict(x=1, key=value)
+
+
 def test_a_batch_of_one_under_batch_norm_is_explained():
     def main():
         nn.BatchNorm2d(4)(torch.rand(1, 4, 1, 1))

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -20,6 +20,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from mmvim.datasets.samples import generate_batch
+from mmvim.utils.launch import ConfigOptions
 from mmvim.utils.measure import PeakMemory, processor
 
 MIB = 2**20
@@ -39,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--steps', type=int, default=2, help='the last is timed (default: %(default)s)'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE')
     args = parser.parse_args()
     for name in ('size', 'batch_size', 'steps'):
         if getattr(args, name) < 1:
