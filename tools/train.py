@@ -48,7 +48,9 @@ def use_amp(cfg: Config, dtype: str) -> None:
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'CpuAmpOptimWrapper'):
         raise UserError(f'--amp works with an OptimWrapper, optim_wrapper.type is {kind}')
     cfg.optim_wrapper.type = 'CpuAmpOptimWrapper' if get_device() == 'cpu' else 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    scale = cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if isinstance(scale, int):  # mmengine takes floats only
+        cfg.optim_wrapper.loss_scale = float(scale)
     if dtype != 'default':
         cfg.optim_wrapper.dtype = dtype
 
