@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmvim.datasets.shapes import CLASSES, write_ade20k, write_coco
@@ -192,6 +194,54 @@ def test_detectors_are_compared_as_well(tmp_path):
     model = Segmentor(rpn_head=1, bbox_head=80, mask_head=len(CLASSES) - 1)
     with pytest.raises(UserError, match=r'has bbox_head.num_classes=80, .*6 classes.*CocoDataset'):
         runner(tmp_path, model, **dataset).train()
+
+
+class Entries(BaseDataset):
+    """Labels in a list, as mmpretrain's data sets have them; ``read`` is what samples get."""
+
+    METAINFO = dict(classes=('disc', 'ring'))
+
+    def load_data_list(self) -> list[dict]:
+        return self.ann_file
+
+    def _join_prefix(self) -> None:
+        pass
+
+    def prepare_data(self, index: int) -> dict:
+        sample = BaseDataElement(metainfo=dict(img_path=self.get_data_info(index)['img_path']))
+        sample.gt_label = torch.tensor([self.read.get(index, 0)])
+        return dict(inputs=torch.zeros(1), data_samples=sample)
+
+
+def classifier_runner(tmp_path, model, labels: list, read: dict | None = None) -> Runner:
+    entries = [dict(img_path=f'{i}.png', gt_label=label) for i, label in enumerate(labels)]
+    data = Entries(ann_file=entries)
+    data.read = read or {}
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    return Runner(
+        model,
+        str(tmp_path),
+        train_dataloader=dict(batch_size=1, dataset=data, sampler=sampler),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=[dict(type='CheckDataHook')],
+        experiment_name=tmp_path.name,
+    )
+
+
+def test_classifiers_are_compared_as_well(tmp_path):
+    model = Segmentor(head=2)
+    classifier_runner(tmp_path, model, [0, 1, [0, 1]]).train()
+    assert model.steps == 3
+    with pytest.raises(UserError, match=r'head.num_classes=1000, .* 2 classes \(disc, ring'):
+        classifier_runner(tmp_path, Segmentor(head=1000), [0, 1]).train()
+    for wrong in (2, -1, [0, 2]):
+        with pytest.raises(UserError, match=r'2.png has the labels (2|-1), .*2 classes, 0 to 1'):
+            classifier_runner(tmp_path, model, [0, 1, wrong]).train()
+    assert model.steps == 3
+    with pytest.raises(UserError, match=r'1.png has the labels 7'):
+        classifier_runner(tmp_path, model, [0, 1, 1], read={1: 7}).train()
+    assert model.steps == 4
 
 
 def test_parts_with_classes_of_their_own_are_passed_over():
