@@ -25,6 +25,7 @@ __all__ = ['CheckDataHook', 'heads_of']
 # another task.
 OTHER_PARTS = {'backbone', 'rpn_head', 'semantic_head', 'reid'}
 OTHER_HEADS = {'STDCHead', 'VPDDepthHead'}
+UNLABELLED = 255  # in label maps
 
 
 @HOOKS.register_module()
@@ -70,9 +71,10 @@ class CheckDataHook(Hook):
         for sample in data_batch.get('data_samples') or ():
             labels = labels_of(sample)
             if labels is not None:
-                outside = labels[(labels >= self.num_classes) | (labels < 0)]
+                outside = labels[(labels >= self.num_classes) | (labels < 0)].unique().tolist()
+                ignored = self.ignored if 'gt_sem_seg' in sample else set()
                 path = sample.metainfo.get('img_path', 'a sample')
-                self._check_labels(set(outside.unique().tolist()), path)
+                self._check_labels(set(outside) - ignored, path)
 
     @property
     def num_classes(self) -> int:
@@ -126,7 +128,7 @@ class CheckDataHook(Hook):
             except FileNotFoundError:
                 raise UserError(f'the label map {path} of {info["img_path"]} is missing') from None
             stored = mmcv.imfrombytes(content, 'unchanged', backend=load[0].imdecode_backend)
-            if stored.squeeze().ndim != 2:
+            if stored.ndim == 3 and stored.shape[2] > 1:
                 self._report(
                     f'the label map {path} has {stored.shape[2]} channels; it must have one, with '
                     'the number of its class at each pixel'
@@ -137,7 +139,8 @@ class CheckDataHook(Hook):
                 continue
             labels = load[0](dict(info, seg_fields=[]))['gt_seg_map']
             outside = set(np.unique(labels[labels >= self.num_classes]).tolist())
-            self._check_labels(outside - {getattr(dataset, 'ignore_index', 255)}, path)
+            ignored = {getattr(dataset, 'ignore_index', UNLABELLED), *self.ignored}
+            self._check_labels(outside - ignored, path)
 
     def _check_entries(self, dataset) -> None:
         """Look at some of an mmpretrain data set's labels, which are in its list."""
@@ -146,13 +149,14 @@ class CheckDataHook(Hook):
         for index in spread(len(dataset), 1000):
             info = dataset.get_data_info(index)
             labels = np.atleast_1d(np.asarray(info['gt_label']))
+            if labels.dtype.kind not in 'iu':  # of several tasks, by name
+                return
             outside = labels[(labels >= self.num_classes) | (labels < 0)]
             self._check_labels(set(outside.tolist()), info.get('img_path', f'entry {index}'))
 
     def _check_labels(self, outside: set[int], path: str) -> None:
-        outside = sorted(outside - self.ignored)
         if outside:
-            shown = ', '.join(map(str, outside[:5])) + (', …' if len(outside) > 5 else '')
+            shown = ', '.join(map(str, sorted(outside)[:5])) + (', …' if len(outside) > 5 else '')
             self._report(
                 f'{path} has the labels {shown}, and the model has {self.num_classes} classes, 0 '
                 f'to {self.num_classes - 1}. (Is 0 "unlabelled"? Set dataset.reduce_zero_label)'
@@ -177,14 +181,14 @@ def heads_of(model: nn.Module) -> dict[str, int]:
 
 
 def ignored_labels(model: nn.Module) -> set[int]:
-    """Labels that the heads' losses pass over."""
+    """Labels that the heads' losses pass over, and what stands for unlabelled everywhere."""
     found = {getattr(module, 'ignore_index', None) for module in model.modules()}
-    return {label for label in found if isinstance(label, int)}
+    return {UNLABELLED, *(label for label in found if isinstance(label, int))}
 
 
 def labels_of(sample) -> torch.Tensor | None:
-    """Those of a sample for segmentation or classification."""
-    if 'gt_sem_seg' in sample:
+    """Those of a sample for segmentation or classification; a detector's come from the classes."""
+    if 'gt_sem_seg' in sample and 'gt_instances' not in sample:
         return sample.gt_sem_seg.data
     return sample.gt_label if 'gt_label' in sample else None
 

@@ -65,7 +65,7 @@ def use_checked_coco(cfg: Config) -> None:
     for split in SPLITS:
         datasets = dataset_dicts((cfg.get(f'{split}_dataloader') or {}).get('dataset'))
         for part in (*datasets, *evaluator_dicts(cfg.get(f'{split}_evaluator'))):
-            name = type_name(part['type'])
+            name = type_name(part.get('type', ''))
             if name in CHECKED and _package(part['type'], cfg) == 'mmdet':
                 part['type'] = f'mmdet.{CHECKED[name]}'
                 found = True
@@ -76,7 +76,8 @@ def use_checked_coco(cfg: Config) -> None:
         imports = cfg.get('custom_imports') or dict(imports=[])
         names = imports['imports']
         names = [names] if isinstance(names, str) else list(names)
-        cfg.custom_imports = dict(imports, imports=[*names, 'mmvim.datasets'])
+        if 'mmvim.datasets' not in names:
+            cfg.custom_imports = dict(imports, imports=[*names, 'mmvim.datasets'])
 
 
 def _package(kind: str | type, cfg: Config) -> str:
