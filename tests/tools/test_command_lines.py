@@ -1,7 +1,6 @@
 """The real command lines on generated data: train, test, resume, draw, and refuse."""
 
 import json
-import os
 import pickle
 import shutil
 from pathlib import Path
