@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, DumpResults
-from mmengine.runner import Runner
 
 import mmvim  # noqa: F401  (registers the models)
+from mmvim.engine import build_runner
 from mmvim.utils.launch import UserError, check_data, command_line, common_parser, load_config, run
 
 
@@ -80,7 +80,7 @@ def main() -> None:
             raise UserError(f'--out must be {wanted} for {cfg.default_scope}, got {args.out}')
         if segmentation:
             cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     if pickled:
         runner.test_evaluator.metrics.append(prediction_dump(cfg.default_scope, args.out))
     runner.test()
