@@ -9,7 +9,7 @@ starts from a seed made of the run's seed and its own number, as counter-based g
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -24,10 +24,12 @@ __all__ = ['NumberedSampler', 'SeedIterationHook', 'SeededDataset', 'seed_sample
 SAMPLE, ITERATION = 0, 1
 
 
-def _seeds(*words: int) -> tuple[int, int, int]:
-    """Independent seeds for Python's, numpy's and torch's generators."""
-    a, b, *c = np.random.SeedSequence(words).generate_state(4).tolist()
-    return a, b, c[0] << 32 | c[1]
+def _seed_generators(words: tuple[int, ...], seed_torch: Callable[[int], object]) -> None:
+    """Seed Python's, numpy's and torch's global generators from one sequence of numbers."""
+    for_python, for_numpy, low, high = np.random.SeedSequence(words).generate_state(4).tolist()
+    random.seed(for_python)
+    np.random.seed(for_numpy)
+    seed_torch(high << 32 | low)
 
 
 class _Draw(int):
@@ -98,10 +100,8 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, index: int):
         if isinstance(index, _Draw):
-            for_python, for_numpy, for_torch = _seeds(SAMPLE, *index.position)
-            random.seed(for_python)
-            np.random.seed(for_numpy)
-            torch.default_generator.manual_seed(for_torch)
+            # Samples are loaded on the CPU; the generators of other devices are not touched.
+            _seed_generators((SAMPLE, *index.position), torch.default_generator.manual_seed)
         return self.dataset[int(index)]
 
     def __len__(self) -> int:
@@ -133,6 +133,4 @@ class SeedIterationHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        seeds = _seeds(ITERATION, runner.seed, runner.iter, get_rank())
-        for seed, generator in zip(seeds, (random.seed, np.random.seed, torch.manual_seed)):
-            generator(seed)
+        _seed_generators((ITERATION, runner.seed, runner.iter, get_rank()), torch.manual_seed)

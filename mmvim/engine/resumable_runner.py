@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 
 from mmvim.utils import CheckpointError
+from mmvim.utils.processes import end_with_launcher
 
 from .atomic_checkpoint import AtomicCheckpointHook
 from .cpu_runner import CpuDistributedRunner
@@ -39,6 +40,7 @@ class ResumableRunner(CpuDistributedRunner):
     - Random numbers depend on the run's seed and the position in the training
       (:mod:`mmvim.engine.reproducible`), and the seed is taken from the checkpoint before data are
       loaded. On a CPU the resumed training ends bit-equal to an undisturbed one.
+    - Workers of torchrun end with it, so that none writes beside the resumed training.
 
     This project's tools use it for every config that has no ``runner_type``; elsewhere
     ``runner_type='ResumableRunner'`` selects it.
@@ -55,6 +57,10 @@ class ResumableRunner(CpuDistributedRunner):
     """
 
     _searched = False
+
+    def setup_env(self, env_cfg: dict) -> None:
+        end_with_launcher()
+        super().setup_env(env_cfg)
 
     def register_hook(self, hook: Hook | dict, priority=None) -> None:
         if isinstance(hook, dict):

@@ -3,6 +3,7 @@
 Configs import this module by name; :func:`config` writes one that the command line tools take.
 """
 
+import copy
 import itertools
 import os
 import random
@@ -46,26 +47,19 @@ class TinyDataset(Dataset):
     """Noise pictures; every generator that augmentations use is used.
 
     Args:
-        seconds (float): What loading a sample takes.
-        augment (bool): Whether to add random numbers.
         classes (tuple): Names of the classes.
     """
 
-    def __init__(self, seconds: float = 0.0, augment: bool = True, classes=('a', 'b')) -> None:
+    def __init__(self, classes: tuple[str, ...] = ('a', 'b')) -> None:
         self.pictures = torch.randn(21, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        self.seconds, self.augment = seconds, augment
         self.metainfo = dict(classes=classes)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> dict:
-        time.sleep(self.seconds)
-        picture = self.pictures[index]
-        if self.augment:
-            shift = random.random() + np.random.rand() + torch.rand(()).item()
-            picture = picture + shift
-        return dict(inputs=picture, target=torch.tensor(index % 2))
+        shift = random.random() + np.random.rand() + torch.rand(()).item()
+        return dict(inputs=self.pictures[index] + shift, target=torch.tensor(index % 2))
 
 
 @MODELS.register_module()
@@ -74,12 +68,20 @@ class TinyModel(BaseModel):
 
     Args:
         drop_path_rate (float): Of the backbone.
-        norm (nn.Module): What stands between the two.
+        norm (str): ``'none'`` or ``'sync'``: batch norm between the two.
         ballast (int): Further entries of the checkpoint, to make writing it take time.
+        seconds (float): What a step takes at least.
     """
 
-    def __init__(self, drop_path_rate: float = 0.5, norm: str = 'none', ballast: int = 0) -> None:
+    def __init__(
+        self,
+        drop_path_rate: float = 0.5,
+        norm: str = 'none',
+        ballast: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.seconds = seconds
         self.backbone = VisionMamba(
             dict(embed_dims=8, depth=2, d_state=4),
             img_size=16,
@@ -96,6 +98,7 @@ class TinyModel(BaseModel):
     def forward(self, inputs, target, mode='tensor'):
         inputs = torch.stack(inputs) if isinstance(inputs, (list, tuple)) else inputs
         target = torch.stack(target) if isinstance(target, (list, tuple)) else target
+        time.sleep(self.seconds)
         scores = self.head(self.norm(self.backbone(inputs)[0]))
         if mode == 'loss':
             return dict(loss=nn.functional.cross_entropy(scores, target))
@@ -110,7 +113,8 @@ def runner(work_dir: Path, options: dict | None = None) -> ResumableRunner:
     cfg = Config.fromstring(CONFIG, '.py')
     # mmengine shares logs and counters between runners of one name.
     name = f'tiny_{next(RUNS)}'
-    cfg.merge_from_dict(dict(work_dir=str(work_dir), experiment_name=name, **(options or {})))
+    cfg.merge_from_dict(dict(work_dir=str(work_dir), experiment_name=name))
+    cfg.merge_from_dict(copy.deepcopy(options or {}))
     return ResumableRunner.from_cfg(cfg)
 
 
