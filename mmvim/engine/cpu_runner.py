@@ -16,7 +16,39 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmvim.utils.launch import UserError
 
-__all__ = ['CpuDistributedRunner']
+__all__ = ['CpuDistributedRunner', 'join_processes']
+
+
+def join_processes(launcher: str, dist_cfg: dict) -> None:
+    """Join the processes of a distributed run over gloo where there is no accelerator.
+
+    With an accelerator nothing is done: the runner joins them as OpenMMLab does.
+
+    Args:
+        launcher (str): ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        dist_cfg (dict): ``env_cfg.dist_cfg`` of the config; its ``timeout`` (seconds) is kept.
+
+    Raises:
+        mmvim.utils.launch.UserError: The launcher set no ``RANK``, or it is not ``'pytorch'`` and
+            there is no accelerator.
+    """
+    if is_distributed():
+        return
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UserError(
+            '--launcher pytorch joins processes that torchrun started, and RANK is not set. Start '
+            'them with tools/dist_train.sh, tools/dist_test.sh or torchrun.'
+        )
+    if get_device() != 'cpu':
+        return
+    if launcher != 'pytorch':
+        raise UserError(
+            f'--launcher {launcher} needs a GPU. Without one, start the processes with torchrun '
+            'and pass --launcher pytorch.'
+        )
+    seconds = dist_cfg.get('timeout')
+    timeout = None if seconds is None else timedelta(seconds=seconds)
+    distributed.init_process_group('gloo', timeout=timeout)
 
 
 @RUNNERS.register_module()
@@ -28,30 +60,13 @@ class CpuDistributedRunner(Runner):
     accelerators only. With an accelerator, and in a single process, this runner is mmengine's.
 
     Raises:
-        mmvim.utils.launch.UserError: The launcher set no ``RANK``, or it is not ``'pytorch'`` and
-            there is no accelerator.
+        mmvim.utils.launch.UserError: As :func:`join_processes`.
     """
 
     def setup_env(self, env_cfg: dict) -> None:
-        if self.distributed and not is_distributed():
-            if self.launcher == 'pytorch' and 'RANK' not in os.environ:
-                raise UserError(
-                    '--launcher pytorch joins processes that torchrun started, and RANK is not '
-                    'set. Start them with tools/dist_train.sh, tools/dist_test.sh or torchrun.'
-                )
-            if get_device() == 'cpu':
-                self._join_over_gloo(env_cfg.get('dist_cfg') or {})
+        if self.distributed:
+            join_processes(self.launcher, env_cfg.get('dist_cfg') or {})
         super().setup_env(env_cfg)
-
-    def _join_over_gloo(self, dist_cfg: dict) -> None:
-        if self.launcher != 'pytorch':
-            raise UserError(
-                f'--launcher {self.launcher} needs a GPU. Without one, start the processes with '
-                'torchrun and pass --launcher pytorch.'
-            )
-        seconds = dist_cfg.get('timeout')
-        timeout = None if seconds is None else timedelta(seconds=seconds)
-        distributed.init_process_group('gloo', timeout=timeout)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if not self.distributed or get_device() != 'cpu' or is_model_wrapper(model):

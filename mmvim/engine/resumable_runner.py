@@ -13,20 +13,34 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 
 from mmvim.utils import CheckpointError
+from mmvim.utils.launch import UserError
 from mmvim.utils.processes import end_with_launcher
 
 from .atomic_checkpoint import AtomicCheckpointHook
-from .cpu_runner import CpuDistributedRunner
+from .cpu_runner import CpuDistributedRunner, join_processes
 from .reproducible import SeedIterationHook, seed_samples
 
 __all__ = ['ResumableRunner', 'build_runner', 'newest_first']
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The runner that ``runner_type`` of a config names, otherwise a :class:`ResumableRunner`."""
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return ResumableRunner.from_cfg(cfg)
+    """The runner that ``runner_type`` of a config names, otherwise a :class:`ResumableRunner`.
+
+    Raises:
+        mmvim.utils.launch.UserError: As :func:`~mmvim.engine.cpu_runner.join_processes`; or the
+            config shards the model and clips gradients.
+    """
+    if 'runner_type' not in cfg:
+        return ResumableRunner.from_cfg(cfg)
+    sharded = 'FSDP' in str((cfg.get('strategy') or {}).get('type'))
+    if sharded and (cfg.get('optim_wrapper') or {}).get('clip_grad'):
+        raise UserError(
+            'optim_wrapper.clip_grad with FSDPStrategy: mmengine would clip every shard by its own '
+            'norm, not by that of all gradients. Set optim_wrapper.clip_grad=None.'
+        )
+    if cfg.get('launcher', 'none') != 'none':
+        join_processes(cfg.launcher, (cfg.get('env_cfg') or {}).get('dist_cfg') or {})
+    return RUNNERS.build(cfg)
 
 
 @RUNNERS.register_module()

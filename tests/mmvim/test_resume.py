@@ -7,7 +7,7 @@ import torch
 from tiny_training import equal, runner, weights
 
 from mmvim.engine.resumable_runner import newest_first
-from mmvim.utils import CheckpointError
+from mmvim.utils import CheckpointError, load_from_local
 
 KEEP = {'default_hooks.checkpoint.max_keep_ckpts': 3}
 
@@ -60,7 +60,7 @@ def test_a_checkpoint_later_than_the_last_that_is_named_is_taken(trained):
 
 
 def test_weights_alone_are_passed_over(trained):
-    state = torch.load(trained / 'iter_6.pth', weights_only=True)
+    state = load_from_local(str(trained / 'iter_6.pth'))
     torch.save({'state_dict': state['state_dict']}, trained / 'iter_6.pth')
     made, log = resumed(trained)
     assert made.iter == 4
@@ -100,7 +100,7 @@ def test_checkpoints_elsewhere_are_found(tmp_path):
 
 
 def test_the_seed_is_the_one_of_the_checkpoint(trained):
-    seed = torch.load(trained / 'iter_6.pth', weights_only=True)['meta']['seed']
+    seed = load_from_local(str(trained / 'iter_6.pth'))['meta']['seed']
     made, _ = resumed(trained)
     assert made.seed == seed
     assert made.train_dataloader.sampler.seed == seed  # the order of the data, too

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from mmvim.engine import ResumableRunner
 from mmvim.models import VisionMamba
+from mmvim.utils import load_from_local
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -118,10 +119,11 @@ def runner(work_dir: Path, options: dict | None = None) -> ResumableRunner:
     return ResumableRunner.from_cfg(cfg)
 
 
-def config(folder: Path, name: str = 'tiny.py') -> Path:
+def config(folder: Path, name: str = 'tiny.py', more: str = '') -> Path:
+    """The config as a file; ``more`` is added at its end."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    path.write_text(CONFIG)
+    path.write_text(CONFIG + more)
     return path
 
 
@@ -165,7 +167,7 @@ def free_port() -> int:
 
 
 def weights(work_dir: Path, name: str = 'iter_12.pth') -> dict[str, torch.Tensor]:
-    return torch.load(work_dir / name, weights_only=True)['state_dict']
+    return load_from_local(str(work_dir / name))['state_dict']
 
 
 def equal(a: dict, b: dict) -> bool:
