@@ -28,10 +28,10 @@ def script(name: str, *arguments) -> subprocess.CompletedProcess:
 
 def test_two_processes_train_and_test_the_demo(tmp_path):
     folder = tmp_path / 'a folder'
-    write_ade20k(folder / 'some shapes', train=6, val=3, size=64)
+    write_ade20k(tmp_path / 'shapes', train=6, val=3, size=64)
     config = Path(shutil.copytree(ROOT / 'configs', folder / 'configs'), 'vim', Path(DEMO).name)
     # Three pictures on two processes: one is tested twice and must count once.
-    settings = options(folder / 'some shapes', train_cfg__max_iters=2, train_cfg__val_interval=2)
+    settings = options(tmp_path / 'shapes', train_cfg__max_iters=2, train_cfg__val_interval=2)
     output = passed(script('dist_train.sh', config, 2, '--work-dir', folder / 'run', *settings))
     assert 'batch norm is not synchronised' in output
     checkpoint = folder / 'run/iter_2.pth'
