@@ -32,8 +32,9 @@ from unittest.mock import patch
 
 import torch
 
-from mmvim_ops import Direction, available_backends, bidirectional_selective_scan, cuda_plan
+from mmvim_ops import Direction, available_backends, bidirectional_selective_scan
 from mmvim_ops.backends import BACKENDS
+from mmvim_ops.backends.cuda import plan as cuda_plan
 
 EXPONENTIALS_PER_CLOCK = 16  # of a multiprocessor: compute capability 7.0 to 9.0
 THEIRS = 'mamba_ssm'
@@ -287,7 +288,7 @@ def sweep(args: argparse.Namespace, dim: int, length: int, dtype: str) -> None:
     def both():
         torch.autograd.grad(scan(), inputs, grad)
 
-    most = length // cuda_plan.SEGMENT
+    most = length // cuda_plan.constant('segment')
     cuts = [(n, w) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if n <= most for w in (1, 2)]
     for name, run in (('fwd', forward), ('f+b', both)):
         times = {}

@@ -15,6 +15,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import build_interface
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
@@ -33,7 +34,8 @@ if X86_64:
         '-mfma',
         '-mprefer-vector-width=512',
     ]
-OPERATORS = ('scan.cpp', 'conv1d.cpp', 'dispatch.cpp')
+OPERATORS = ('scan.cpp', 'conv1d.cpp', 'mixer.cpp', 'dispatch.cpp')
+INTERFACE = 'interface.cpp'  # no torch in it either
 COMMON = ['-O3', '-fPIC', '-g0', '-Wno-psabi', '-Wno-uninitialized', '-Wno-maybe-uninitialized']
 
 
@@ -59,7 +61,9 @@ def extensions() -> list[Extension]:
         return []
     return [
         Extension(
-            'mmvim_ops._cpp', [source(name) for name in (*KERNELS, *OPERATORS)], optional=True
+            'mmvim_ops._cpp',
+            [source(name) for name in (*KERNELS, *OPERATORS, INTERFACE)],
+            optional=True,
         )
     ]
 
@@ -89,10 +93,13 @@ class BuildOps(build_ext):
         def compile_file(name: str) -> str:
             if name in KERNELS:
                 return self.compile_one(name, [], ['-std=c++17', *KERNELS[name], *extra])
+            if name == INTERFACE:
+                flags = ['-std=c++17', build_interface.cpp_flag(), *extra]
+                return self.compile_one(name, [], flags)
             return self.compile_one(name, include_paths(), [*torch_flags(), *extra])
 
         with ThreadPoolExecutor(int(os.environ.get('MAX_JOBS') or os.cpu_count() or 1)) as pool:
-            objects = list(pool.map(compile_file, (*OPERATORS, *KERNELS)))
+            objects = list(pool.map(compile_file, (*OPERATORS, *KERNELS, INTERFACE)))
         folders = library_paths()
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(

@@ -21,6 +21,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import build_interface
+
 SOURCES = Path(__file__).parent / 'csrc' / 'cuda'
 TARGET = Path(__file__).parent / 'mmvim_ops' / '_cuda.so'
 FLAGS = ['-std=c++17', '-O3', '-Xcompiler=-fPIC,-fvisibility=hidden']
@@ -95,6 +97,8 @@ def build(target: Path = TARGET, verbose: bool = False, more_flags: tuple[str, .
     if verbose:
         flags += ['-Xptxas=-v']
     with tempfile.TemporaryDirectory() as folder:
+        build_interface.write_cuda_header(Path(folder))
+        flags.append(f'-I{folder}')
 
         def compile_file(source: Path) -> str:
             return run([nvcc, *flags, '-c', str(source), '-o', f'{folder}/{source.stem}.o'])

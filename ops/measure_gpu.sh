@@ -14,7 +14,7 @@ if [[ -n ${MAMBA_SSM:-} ]]; then
 fi
 "$python" -m mmvim_ops || echo 'a backend is not in order, see above' # measure the others all the same
 if "$python" -c 'import pytest' 2>/dev/null; then
-  "$python" -m pytest -q -p no:cacheprovider tests/ops/test_cuda_backend.py tests/ops/test_triton_backend.py \
+  "$python" -m pytest -q -p no:cacheprovider tests/ops/backends/test_cuda.py tests/ops/backends/test_triton.py \
     -k 'gpu or graph' || echo 'tests failed, see above'
 fi
 "$python" ops/benchmark_gpu.py "$@"

@@ -6,7 +6,7 @@ pip install --no-build-isolation ./ops
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from build_ops import BuildOps, extensions
@@ -18,7 +18,7 @@ setup(
     long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=['mmvim_ops'],
+    packages=find_packages(include=['mmvim_ops', 'mmvim_ops.*']),
     ext_modules=extensions(),
     cmdclass={'build_ext': BuildOps},
     python_requires='>=3.10',

@@ -4,15 +4,28 @@
 >>> y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
 """
 
-from .backends import available_backends
-from .blocks import scan_block_
-from .interface import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
+from .backends import available_backends, use_backend
+from .interface import (
+    Direction,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    scan_block_,
+    scan_segment_,
+    selective_scan,
+)
+from .linear import linear
+from .mamba_mixer import MixerDirection, mamba_mixer
 
 __all__ = [
     'Direction',
+    'MixerDirection',
     'available_backends',
     'bidirectional_selective_scan',
     'causal_conv1d',
+    'linear',
+    'mamba_mixer',
     'scan_block_',
+    'scan_segment_',
     'selective_scan',
+    'use_backend',
 ]

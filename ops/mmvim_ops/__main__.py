@@ -1,5 +1,6 @@
 """``python -m mmvim_ops``: which backends there are, why one is missing, and a check of each."""
 
+import os
 import platform
 import sys
 import warnings
@@ -7,7 +8,9 @@ from importlib import metadata
 
 import torch
 
+from . import memory
 from .backends import BACKENDS, Backend, choose_backend
+from .backends.cpp import library
 from .interface import (
     Direction,
     bidirectional_selective_scan,
@@ -86,6 +89,17 @@ def describe(backend: Backend) -> tuple[str, bool]:
     return '; '.join(line for line, _ in results), all(fine for _, fine in results)
 
 
+def describe_cpp() -> str:
+    """The instruction set of backend 'cpp', and whether it tunes the process's memory."""
+    if BACKENDS['cpp'].missing() is not None:
+        return ''
+    used, others = torch.ops.mmvim_ops.cpp_instruction_set(), ', '.join(library.instruction_sets())
+    wanted = os.environ.get(library.ISA)
+    setting = f' as {library.ISA}={wanted}' if wanted else ''
+    tuned = 'tuned' if library.TUNED else f'left alone as {memory.SWITCH}=0'
+    return f', {used} of {others}{setting}, memory {tuned}'
+
+
 def triton_version() -> str:
     try:
         return f'triton {metadata.version("triton")}'
@@ -101,11 +115,7 @@ def main() -> int:
         triton_version(),
     ]
     print(*versions, platform.machine(), sep=', ')
-    print(f'CPU: {torch.get_num_threads()} threads', end='')
-    if BACKENDS['cpp'].missing() is None:
-        ops = torch.ops.mmvim_ops
-        print(f', {ops.cpp_instruction_set()} of {", ".join(ops.cpp_instruction_sets())}', end='')
-    print()
+    print(f'CPU: {torch.get_num_threads()} threads{describe_cpp()}')
     if torch.cuda.is_available():
         print(f'GPU: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}')
     warnings.simplefilter('ignore')  # the report says what is missing

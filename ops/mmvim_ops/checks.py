@@ -3,6 +3,10 @@ what is needed."""
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from .calls import Direction
+from .naive import compute_dtype
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -137,3 +141,37 @@ def check_scan(u, delta, A, B, C, D, z, delta_bias) -> None:
     for name, x in (('D', D), ('delta_bias', delta_bias)):
         if x is not None:
             check_shape(name, x, (channels,), '(channels,)')
+
+
+def check_segment(out, state, direction: Direction, z) -> None:
+    """Check what :func:`mmvim_ops.scan_segment_` changes in place, and that no gradient is asked
+    for."""
+    u, A = direction.u, direction.A
+    check_tensor('out', out, u)
+    check_shape('out', out, tuple(u.shape), '(batch, channels, length)')
+    check_tensor('state', state, u)
+    check_shape('state', state, (*u.shape[:2], A.shape[1]), '(batch, channels, states)')
+    for name, x, dtype in (('out', out, u.dtype), ('state', state, compute_dtype(u.dtype))):
+        if x.dtype != dtype:
+            raise TypeError(f'{name} must be {dtype} for u of {u.dtype}, got {x.dtype}')
+    if not state.is_contiguous():
+        raise ValueError(f'state must be contiguous, got strides {state.stride()}')
+    given = [x for x in (out, state, z, *direction) if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        raise ValueError(
+            'scan_segment_ is for inference, but an argument requires a gradient: '
+            'use selective_scan, or torch.inference_mode()'
+        )
+
+
+def refuse_forward_mode(function: str, *tensors: Tensor | None) -> None:
+    """Raise where forward-mode differentiation has reached an argument: without a formula torch
+    would take its derivative for zero."""
+    # Asking every tensor costs a microsecond each. Outside of forward mode this suffices.
+    if getattr(forward_ad, '_current_level', 0) < 0:
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            f'mmvim_ops.{function} has no forward-mode derivatives (torch.func.jvp, jacfwd, dual '
+            'tensors): use reverse mode, such as torch.autograd.grad'
+        )

@@ -22,7 +22,7 @@ from math import prod
 import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula, shape_wrapper
 
-from . import backends  # noqa: F401  (defines the operators)
+from .backends.operators import unflatten  # importing the backends defines the operators
 
 # Formulas take shapes in place of the operators' tensors.
 
@@ -36,11 +36,15 @@ def scan_backward(grad_out, grad_last_state, *arguments, **__) -> int:
 
 
 def bidirectional_scan(*arguments, **__) -> int:
-    return scan(*arguments[:7]) + scan(*arguments[7:14])
+    *tensors, _, _, _ = arguments
+    forward, backward, _ = unflatten(tensors)
+    return scan(*forward) + scan(*backward)
 
 
 def bidirectional_scan_backward(grad_out, *arguments, **__) -> int:
-    return 2 * bidirectional_scan(*arguments)
+    *tensors, _, _, _, _ = arguments
+    forward, backward, _ = unflatten(tensors)
+    return 2 * (scan(*forward) + scan(*backward))
 
 
 def conv1d(x, weight, *_, **__) -> int:
@@ -51,16 +55,33 @@ def conv1d_backward(grad_out, *arguments, **__) -> int:
     return 2 * conv1d(*arguments)
 
 
+def mamba_mixer(tokens, in_weight, in_bias, out_weight, out_bias, *arguments, **__) -> int:
+    *shapes, _, _, _ = arguments
+    products = prod(in_weight) + prod(out_weight)  # multiply-adds of a token
+    for first in (0, len(shapes) // 2):
+        conv_weight, _, x_proj, dt_proj, _, A, _ = shapes[first : first + len(shapes) // 2]
+        if conv_weight is not None:
+            products += prod(conv_weight) + prod(x_proj) + prod(dt_proj) + 4 * prod(A)
+    return 2 * prod(tokens[:2]) * products
+
+
+def mamba_mixer_backward(grad_out, *arguments, **__) -> int:
+    *arguments, _, _ = arguments  # one more than forward has
+    return 2 * mamba_mixer(*arguments)
+
+
 FORMULAS = {
     'scan': scan,
     'scan_backward': scan_backward,
-    'scan_block': scan,
+    'scan_segment': scan,
     'bidirectional_scan': bidirectional_scan,
     'bidirectional_scan_backward': bidirectional_scan_backward,
     'conv1d': conv1d,
     'conv1d_backward': conv1d_backward,
+    'mamba_mixer': mamba_mixer,
+    'mamba_mixer_backward': mamba_mixer_backward,
 }
-FAMILIES = ('cpp', 'cuda', 'triton', 'block')  # block_scan is the torch backend's
+FAMILIES = ('cpp', 'cuda', 'triton', 'torch')
 
 
 for family in FAMILIES:

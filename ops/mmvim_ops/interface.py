@@ -1,28 +1,16 @@
 """The public functions: check the arguments, choose a backend, call it."""
 
-from typing import NamedTuple
-
-import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import choose_backend
-from .checks import check_bidirectional_scan, check_conv1d, check_scan
-from .naive import compute_dtype
-
-
-class Direction(NamedTuple):
-    """What one direction of :func:`bidirectional_selective_scan` has of its own.
-
-    Shapes and meaning are those of :func:`selective_scan`. A plain tuple in this order serves, too.
-    """
-
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None = None
-    delta_bias: Tensor | None = None
+from .calls import BidirectionalCall, Conv1dCall, Direction, ScanCall, SegmentCall
+from .checks import (
+    check_bidirectional_scan,
+    check_conv1d,
+    check_scan,
+    check_segment,
+    refuse_forward_mode,
+)
 
 
 def selective_scan(
@@ -74,8 +62,9 @@ def selective_scan(
         reverse (bool): Run from the last time step to the first: equal to flipping ``u``,
             ``delta``, ``z`` and the time-varying ones of ``B``, ``C`` along the length, scanning
             and flipping the output back. The last state is then the one at time 0.
-        backend (str | None): One of :func:`available_backends`; None takes the best one for the
-            device and dtype of ``u``.
+        backend (str | None): One of :func:`available_backends`, which computes the whole call or
+            refuses it. None takes that of :func:`use_backend`, else the best one that takes the
+            call.
 
     Returns:
         Tensor | tuple[Tensor, Tensor]: Output (batch, channels, length) in the dtype of ``u``; with
@@ -86,13 +75,14 @@ def selective_scan(
         TypeError: An argument is no tensor, not of a real floating dtype, or float64 is mixed with
             other dtypes.
         ValueError: A rank, shape or device does not fit, the groups do not divide the channels, or
-            the backend is unknown, cannot run here or does not take the dtype.
+            the backend is unknown, cannot run here or does not take the call.
+        NotImplementedError: An argument has a forward-mode derivative.
     """
     check_scan(u, delta, A, B, C, D, z, delta_bias)
-    chosen = choose_backend(backend, u.device.type, u.dtype)
-    out, last_state = chosen.scan(
-        u, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), bool(reverse)
-    )
+    direction = Direction(u, delta, A, B, C, D, delta_bias)
+    refuse_forward_mode('selective_scan', *direction, z)
+    call = ScanCall(direction, z, bool(delta_softplus), bool(reverse))
+    out, last_state = choose_backend(backend, u.device.type, u.dtype, call).scan(call)
     return (out, last_state) if return_last_state else out
 
 
@@ -120,34 +110,23 @@ def bidirectional_selective_scan(
         z (Tensor | None): Gate of both, (batch, channels, length).
         delta_softplus (bool): Whether ``delta`` of both goes through a softplus.
         scale (float): Factor of the sum.
-        backend (str | None): As in :func:`selective_scan`.
+        backend (str | None): As in :func:`selective_scan`. 'triton' and 'torch' compose it of two
+            scans of theirs.
 
     Returns:
         Tensor: (batch, channels, length), dtype and memory layout of ``forward.u``; differentiable
         once.
 
     Raises:
-        TypeError, ValueError: As :func:`selective_scan`; the message says which direction. Also
-            where the two directions differ in size, dtype or device of ``u``.
+        TypeError, ValueError, NotImplementedError: As :func:`selective_scan`; the message says
+            which direction. Also where the two directions differ in size, dtype or device of ``u``.
     """
     forward, backward = Direction(*forward), Direction(*backward)
     check_bidirectional_scan(forward, backward, z, scale)
-    chosen = choose_backend(backend, forward.u.device.type, forward.u.dtype)
-    delta_softplus = bool(delta_softplus)
-    if chosen.bidirectional_scan is not None:
-        out = chosen.bidirectional_scan(forward, backward, z, delta_softplus, float(scale))
-        if out is not None:
-            return out
-    dtype = compute_dtype(forward.u.dtype)
-    out = sum(
-        chosen.scan(*direction[:6], None, direction.delta_bias, delta_softplus, reverse)[0].to(
-            dtype
-        )
-        for direction, reverse in ((forward, False), (backward, True))
-    )
-    if z is not None:
-        out = out * F.silu(z.to(dtype))
-    return (out * scale).to(forward.u.dtype)
+    refuse_forward_mode('bidirectional_selective_scan', *forward, *backward, z)
+    call = BidirectionalCall(forward, backward, z, bool(delta_softplus), float(scale))
+    u = forward.u
+    return choose_backend(backend, u.device.type, u.dtype, call).bidirectional_scan(call)
 
 
 def causal_conv1d(
@@ -173,7 +152,8 @@ def causal_conv1d(
         reverse (bool): See the future in place of the past: equal to flipping ``x``, convolving and
             flipping back.
         activation (str | None): 'silu' or None.
-        backend (str | None): As in :func:`selective_scan`.
+        backend (str | None): As in :func:`selective_scan`. 'cpp' takes up to 8 taps, 'cuda' 32, the
+            others any number.
 
     Returns:
         Tensor: (batch, channels, length) in the dtype of ``x``; differentiable once.
@@ -181,10 +161,70 @@ def causal_conv1d(
     Raises:
         TypeError: An argument is no tensor, not of a real floating dtype, or float64 is mixed with
             other dtypes.
-        ValueError: A rank, shape or device does not fit, the activation or backend is unknown.
+        ValueError: A rank, shape or device does not fit, the activation or backend is unknown, or
+            the backend does not take the call.
+        NotImplementedError: An argument has a forward-mode derivative.
     """
     check_conv1d(x, weight, bias, activation)
-    chosen = choose_backend(backend, x.device.type, x.dtype)
-    if weight.ndim == 3:
-        weight = weight.squeeze(1)
-    return chosen.conv1d(x, weight, bias, activation == 'silu', bool(reverse))
+    refuse_forward_mode('causal_conv1d', x, weight, bias)
+    taps = weight.squeeze(1) if weight.ndim == 3 else weight
+    call = Conv1dCall(x, taps, bias, activation == 'silu', bool(reverse))
+    return choose_backend(backend, x.device.type, x.dtype, call).conv1d(call)
+
+
+def scan_segment_(
+    out: Tensor,
+    state: Tensor,
+    direction: Direction,
+    z: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    reverse: bool = False,
+    accumulate: bool = False,
+    scale: float = 1.0,
+    backend: str | None = None,
+) -> None:
+    """Go on with a scan over one segment of a sequence, in memory that is there already.
+
+    With y of :func:`selective_scan` over the segment, without gate, that starts from ``state`` in
+    place of zeros,
+
+        out ← (y + out) · silu(z) · scale    or, without ``accumulate``,
+        out ← y · silu(z) · scale
+
+    and ``state`` becomes the one after the segment's last step (its first one with ``reverse``).
+    The segments of a sequence in their order, from a state of zeros, give what the whole sequence
+    gives; for ``reverse`` that order is from the last segment to the first. For inference only.
+
+    Args:
+        out (Tensor): (batch, channels, length), changed in place; dtype of ``u``, any strides.
+        state (Tensor): (batch, channels, states), changed in place; contiguous, float32 (float64
+            for float64 arguments).
+        direction (Direction): ``u``, ``delta``, A, ``B``, ``C``, ``D`` and ``delta_bias`` of the
+            segment.
+        z (Tensor | None): Gate, (batch, channels, length).
+        delta_softplus (bool): Whether ``delta`` goes through a softplus.
+        reverse (bool): Run from the last time step to the first.
+        accumulate (bool): Add to what is in ``out``.
+        scale (float): Factor of the result.
+        backend (str | None): As in :func:`selective_scan`. Only 'cpp' has a kernel for it. The
+            others compose it of their scan, with a (batch, channels, states, length) tensor of the
+            segment.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: As :func:`selective_scan`; also where ``out`` or
+            ``state`` do not fit or a gradient is asked for.
+    """
+    direction = Direction(*direction)
+    u, delta, A, B, C, D, delta_bias = direction
+    check_scan(u, delta, A, B, C, D, z, delta_bias)
+    check_segment(out, state, direction, z)
+    refuse_forward_mode('scan_segment_', out, state, *direction, z)
+    call = SegmentCall(
+        *(out, state, direction, z, bool(delta_softplus)),
+        *(bool(reverse), bool(accumulate), float(scale)),
+    )
+    choose_backend(backend, u.device.type, u.dtype, call).scan_segment_(call)
+
+
+scan_block_ = scan_segment_  # its former name

@@ -9,6 +9,8 @@ from scan_cases import CPU_BACKENDS, DOUBLE_BACKENDS, assert_same
 from mmvim_ops import causal_conv1d
 from mmvim_ops.naive import causal_conv1d_naive
 
+MOST_TAPS = {name: most for name, most in (('cpp', 8), ('cuda', 32)) if name in CPU_BACKENDS}
+ANY_TAPS = [name for name in CPU_BACKENDS if name not in MOST_TAPS]
 each_backend = pytest.mark.parametrize('backend', CPU_BACKENDS)
 
 
@@ -42,7 +44,7 @@ def run(function, arguments, **more):
 @pytest.mark.parametrize('activation', ['silu', None])
 def test_agrees_with_the_specification(activation, reverse, backend):
     for channels, length, taps, channels_last, bias in itertools.product(
-        (1, 16, 35), (1, 2, 64, 131), (1, 4, 10), (False, True), (False, True)
+        (1, 16, 35), (1, 2, 64, 131), (1, 4, 8), (False, True), (False, True)
     ):
         arguments = make_arguments(2, channels, length, taps, channels_last, bias)
         options = dict(reverse=reverse, activation=activation)
@@ -51,6 +53,23 @@ def test_agrees_with_the_specification(activation, reverse, backend):
             run(causal_conv1d_naive, arguments, **options),
             1e-5,
         )
+
+
+@pytest.mark.parametrize('backend', [None, *ANY_TAPS])
+def test_any_number_of_taps_is_taken(backend):
+    arguments = make_arguments(taps=33)
+    expected = run(causal_conv1d_naive, arguments)
+    assert_same(run(causal_conv1d, arguments, backend=backend), expected, 1e-5)
+
+
+@pytest.mark.parametrize('backend', MOST_TAPS)
+def test_more_taps_than_its_kernel_has_are_refused_by_a_backend(backend):
+    most = MOST_TAPS[backend]
+    causal_conv1d(*make_arguments(taps=most), backend=backend)
+    with pytest.raises(
+        ValueError, match=f"'{backend}' takes at most {most} taps, but .* {most + 1}"
+    ):
+        causal_conv1d(*make_arguments(taps=most + 1), backend=backend)
 
 
 @each_backend

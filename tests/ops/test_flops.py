@@ -8,15 +8,17 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import mmvim_ops.flops  # noqa: F401  (registers the formulas)
 from mmvim_ops import (
     Direction,
+    MixerDirection,
     bidirectional_selective_scan,
     causal_conv1d,
-    scan_block_,
+    mamba_mixer,
+    scan_segment_,
     selective_scan,
 )
 
 ops = torch.ops.mmvim_ops
 each_backend = pytest.mark.parametrize('backend', CPU_BACKENDS)
-KERNELS = ['cuda', 'triton'] + ['cpp'] * ('cpp' in CPU_BACKENDS)
+KERNELS = [*(name for name in ('cpp', 'cuda') if name in CPU_BACKENDS), 'triton']
 BATCH, CHANNELS, LENGTH, STATES, TAPS = 2, 6, 20, 5, 4
 ELEMENTS = BATCH * CHANNELS * LENGTH
 SCAN, CONV = 8 * ELEMENTS * STATES, 2 * ELEMENTS * TAPS
@@ -46,10 +48,11 @@ def direction(arguments):
 
 
 def test_every_operator_has_a_formula():
-    queries = {'cpp_instruction_set', 'cpp_instruction_sets'}  # compute nothing
+    # These compute nothing.
+    queries = {'cpp_instruction_set', 'cpp_instruction_sets', 'cpp_mamba_mixer_tokens'}
     names = [name.split('::') for name in torch._C._dispatch_get_all_op_names()]
     ours = {name for library, name in names if library == 'mmvim_ops'} - queries
-    assert {'block_scan', 'cuda_conv1d_backward', 'triton_scan_backward'} <= ours
+    assert {'torch_scan', 'cuda_conv1d_backward', 'triton_scan_backward'} <= ours
     assert [name for name in ours if getattr(ops, name) not in flop_registry] == []
 
 
@@ -76,11 +79,11 @@ def test_two_directions_count_two_scans(backend):
 
 
 @each_backend
-def test_a_block_of_a_sequence_counts_as_a_scan(backend):
+def test_a_segment_of_a_sequence_counts_as_a_scan(backend):
     arguments = scan_arguments()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         out, state = torch.zeros(BATCH, CHANNELS, LENGTH), torch.zeros(BATCH, CHANNELS, STATES)
-        scan_block_(out, state, direction(arguments), backend=backend)
+        scan_segment_(out, state, direction(arguments), backend=backend)
     assert counter.get_total_flops() == SCAN
 
 
@@ -91,6 +94,35 @@ def test_a_convolution_counts_its_taps(backend, reverse):
     with FlopCounterMode(display=False) as counter:
         causal_conv1d(x, weight, reverse=reverse, backend=backend)
     assert counter.get_total_flops() == CONV
+
+
+def mixer_arguments(directions):
+    """Of :func:`mamba_mixer`, and the multiply-adds of a token."""
+    width, inner, rank, states = 5, 6, 2, 3
+    shapes = [(inner, TAPS), (inner,), (rank + 2 * states, inner), (inner, rank), (inner,)]
+    one = MixerDirection(*map(torch.randn, shapes), -torch.rand(inner, states), torch.randn(inner))
+    given = [one._replace(reverse=bool(i)) for i in range(directions)]
+    products = directions * inner * (TAPS + 2 * rank + 2 * states + 4 * states)
+    tokens = torch.randn(BATCH, LENGTH, width, requires_grad=True)
+    weights = torch.randn(2 * inner, width), torch.randn(width, inner)
+    return (tokens, weights[0], given, weights[1]), products + 3 * inner * width
+
+
+@pytest.mark.parametrize('backend', CPU_BACKENDS)
+@pytest.mark.parametrize('directions', [1, 2])
+def test_a_mixer_counts_its_products(backend, directions):
+    arguments, products = mixer_arguments(directions)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        mamba_mixer(*arguments, backend=backend)
+    assert counter.get_total_flops() == 2 * BATCH * LENGTH * products
+
+
+def test_the_mixers_operator_counts_twice_as_many_backward():
+    if 'cpp' not in CPU_BACKENDS:
+        pytest.skip('the cpp backend is not compiled')
+    arguments, products = mixer_arguments(2)
+    forward = 2 * BATCH * LENGTH * products
+    assert count(mamba_mixer, *arguments) == (forward, 2 * forward)
 
 
 def test_tensors_without_data_count_the_same():
@@ -111,11 +143,16 @@ def test_scan_operators(kernels):
 
 
 @pytest.mark.parametrize('kernels', [name for name in KERNELS if name != 'triton'])
-def test_bidirectional_and_convolution_operators(kernels):
+def test_bidirectional_operators(kernels):
     arguments = scan_arguments('meta')
     given = (*direction(arguments), *direction(arguments), arguments['z'], True, 0.5, True)
     scan = getattr(ops, f'{kernels}_bidirectional_scan')
     assert count(scan, *given) == (2 * SCAN, 4 * SCAN)
+
+
+@pytest.mark.parametrize('kernels', KERNELS)
+def test_convolution_operators(kernels):
+    arguments = scan_arguments('meta')
     weight = torch.empty(CHANNELS, TAPS, device='meta')
     conv1d = getattr(ops, f'{kernels}_conv1d')
     assert count(conv1d, arguments['u'], weight, None, True, False) == (CONV, 2 * CONV)

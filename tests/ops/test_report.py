@@ -1,7 +1,5 @@
 """``python -m mmvim_ops``: what there is, why something is missing, whether it is right."""
 
-from dataclasses import replace
-
 import torch
 
 from mmvim_ops.__main__ import main
@@ -25,17 +23,20 @@ def test_says_which_backends_are_there_and_right(capsys):
 
 
 def test_a_backend_that_is_wrong_is_named_and_fails(capsys, monkeypatch):
-    right = BACKENDS['torch']
+    scan = BACKENDS['torch'].scan
 
-    def wrong(u, *rest):
-        out, last_state = right.scan(u, *rest)
+    def wrong(call):
+        out, last_state = scan(call)
         return 1.01 * out, last_state
 
-    def broken(*_):
+    def broken(call):
         raise RuntimeError('out of order')
 
-    for scan, verdict in ((wrong, 'WRONG, error 1e-02'), (broken, 'RuntimeError: out of order')):
-        monkeypatch.setitem(BACKENDS, 'torch', replace(right, scan=scan))
+    for replacement, verdict in (
+        (wrong, 'WRONG, error 1e-02'),
+        (broken, 'RuntimeError: out of order'),
+    ):
+        monkeypatch.setattr(BACKENDS['torch'], 'scan', replacement)
         status, lines = lines_of(capsys)
         assert status == 1
         assert verdict in lines['torch']

@@ -15,7 +15,8 @@ from scan_cases import (
     run,
 )
 
-from mmvim_ops import selective_scan, torch_scan
+from mmvim_ops import selective_scan
+from mmvim_ops.backends.torch import scan as torch_scan
 from mmvim_ops.naive import selective_scan_naive
 
 GOLDENS = torch.load(
@@ -72,7 +73,9 @@ def test_agrees_with_the_specification_where_one_tile_is_not_enough(backend, mon
 )
 def test_computes_in_float32_or_better_whatever_the_dtype(dtype, tolerance, backend):
     if dtype == torch.float64 and backend not in DOUBLE_BACKENDS:
-        with pytest.raises(ValueError, match=f"backend '{backend}' takes .* but u is .*float64"):
+        with pytest.raises(
+            ValueError, match=f"backend '{backend}' takes .* but the input is .*float64"
+        ):
             selective_scan(**make_arguments(dtype=dtype), backend=backend)
         return
     arguments = make_arguments(length=50, states=16, dtype=dtype)

@@ -1,7 +1,8 @@
 // What the kernels are told: plain pointers, strides in elements, sizes. No torch here.
 //
 // A scan from the last time step to the first is an ordinary one whose pointers start at the last
-// step and whose time strides are negative, so that no kernel knows about direction.
+// step and whose time strides are negative, so that no kernel knows about direction. Python asks
+// for the constants (interface.cpp).
 #pragma once
 #include <cstdint>
 
@@ -37,8 +38,8 @@ template <class T> struct ScanArgs {
   T scale;
   Finish finish;
 
-  Sequence<T> out;           // forward only
-  const T* first_state;      // (batch, channels, states) or null for zeros, forward only
+  Sequence<T> out;           // backward writes it only if it gates, and unless null
+  const T* first_state;      // (batch, channels, states) or null for zeros
   T* last_state;             // the same or null, forward only; may be first_state
   T* checkpoints;            // (batch, chunks - 1, states, channels): h after each chunk but the
                              // last; written by forward unless null, read by backward
@@ -46,17 +47,19 @@ template <class T> struct ScanArgs {
   // backward only; sums over batch and splits are left to the caller
   Sequence<const T> grad_out;
   const T* grad_last_state;  // (batch, channels, states) or null for zeros
+  T* grad_first_state;       // the same or null; may be grad_last_state
   Sequence<T> grad_u, grad_delta;
   Sequence<T> grad_z;        // under kKeep and kAddAndGate it carries y between the directions
   T *grad_A;                 // (batch, channels, states)
   T *grad_D, *grad_delta_bias;   // (batch, channels)
   T *grad_B, *grad_C;        // varying: (splits, batch, groups, length, states), else as grad_A
   int64_t grad_time;         // stride of time in grad_B and grad_C: ± states
-
 };
 
 // Steps between two checkpoints.
 constexpr int64_t kChunk = 160;
+// Of a convolution.
+constexpr int kMostTaps = 8;
 
 template <class T> struct ConvArgs {
   int64_t batch, channels, length, width, splits;
@@ -68,6 +71,7 @@ template <class T> struct ConvArgs {
   // backward only
   Sequence<const T> grad_out;
   Sequence<T> grad_x;
+  bool accumulate;               // add to grad_x
   T *grad_weight, *grad_bias;    // (batch, channels, width), (batch, channels)
 };
 

@@ -4,7 +4,7 @@
 
 namespace {
 
-constexpr int kMostTaps = 8;
+constexpr int kMostTaps = mmvim::kMostTaps;
 constexpr int kConvTile = 64;
 
 // Blocks of channels of one batch element.
@@ -112,6 +112,10 @@ template <class T> struct Convolution {
           out[t] = sum;
         }
         for (int k = 0; k < taps - 1; k++) later[k] = y[k];
+        if (args.accumulate) {
+          load_tile(x, readable(args.grad_x), w);
+          for (int t = 0; t < w.steps; t++) out[t] += x[t];
+        }
         store_tile(out, args.grad_x, w);
       }
       int64_t row = task.batch * args.channels + w.channel;

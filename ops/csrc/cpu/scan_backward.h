@@ -145,6 +145,7 @@ template <class T> struct Backward {
     if (args.grad_D) store_lanes(args.grad_D + row, 1, lanes, grad_D[k - task.first]);
     if (args.grad_delta_bias)
       store_lanes(args.grad_delta_bias + row, 1, lanes, grad_bias[k - task.first]);
+    if (args.grad_first_state) store_states(X + i, args.grad_first_state + row * N, N, 1, N, lanes);
   }
 
   void sum_lanes(const V* from, T* to, int steps) {
@@ -206,6 +207,9 @@ template <class T> struct Backward {
     int64_t chunk = w.time / kSteps, saved = (args.length - 1) / kSteps;
     if (chunk == 0) {
       for (int64_t n = 0; n < args.states; n++) start[n] = V{};
+      if (!args.first_state) return;
+      const T* from = args.first_state + (w.batch * args.channels + w.channel) * args.states;
+      load_states(start, from, args.states, 1, args.states, w.lanes);
       return;
     }
     const T* from = args.checkpoints
@@ -225,7 +229,7 @@ template <class T> struct Backward {
     }
   }
 
-  // The gradient of z, which needs y of all directions.
+  // The gated output and the gradient of z, which need y of all directions.
   void finish(const Window& w) {
     if (!args.grad_z.data) return;
     if (args.finish == mmvim::Finish::kAddAndGate) {
@@ -238,8 +242,10 @@ template <class T> struct Backward {
       const V one = splat(T(1)), scale = splat(args.scale);
       for (int t = 0; t < w.steps; t++) {
         V s = sigmoid(u[t]);
+        scaled[t] = y[t] * u[t] * s * scale;
         y[t] *= g[t] * scale * s * fma(u[t], one - s, one);
       }
+      if (args.out.data) store_tile(scaled, args.out, w);
     }
     store_tile(y, args.grad_z, w);
   }

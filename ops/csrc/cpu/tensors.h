@@ -8,6 +8,7 @@
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <string>
 #include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -66,12 +67,18 @@ template <class T> Matrix<T> matrix(const Tensor& x, bool reverse) {
   return m;
 }
 
+// Whether memory may be tuned for the whole process; mmvim_ops/memory.py says what that is.
+inline const bool memory_is_tuned = [] {
+  const char* value = std::getenv("MMVIM_OPS_TUNE_MEMORY");
+  return value == nullptr || std::string(value) != "0";
+}();
+
 // Tell the system that a large tensor is about to be written. The C library takes large blocks from it
 // for every call, and filling them in pages of 4 KiB costs as much as a scan.
 inline Tensor in_large_pages(Tensor x) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = uintptr_t(1) << 21;
-  if (x.nbytes() >= 2 * kPage) {
+  if (memory_is_tuned && x.nbytes() >= 2 * kPage) {
     auto begin = reinterpret_cast<uintptr_t>(x.const_data_ptr()), end = begin + x.nbytes();
     begin = (begin + kPage - 1) / kPage * kPage, end = end / kPage * kPage;
     // a wish: where it is not granted, everything works as before

@@ -1,5 +1,6 @@
-// What a caller passes: addresses, strides in elements, sizes. mmvim_ops/cuda_backend.py has the
-// same structures; every field is eight bytes wide, so that nothing is padded.
+// What a caller passes: addresses, strides in elements, sizes. Every field is eight bytes wide, so
+// that nothing is padded. mmvim_ops/backends/cuda/structures.py has the same structures, which the
+// build checks; for the constants Python asks (device.cu).
 #pragma once
 #include <cstdint>
 

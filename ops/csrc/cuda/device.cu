@@ -1,6 +1,13 @@
 // What a caller asks before it makes buffers.
+#include <cstddef>
+#include <cstring>
+#include <type_traits>
+
 #include "launch.h"
 #include "scan_backward.h"
+// Written by ops/build_interface.py: MMVIM_INTERFACE, and checks that the structures are those of
+// mmvim_ops/backends/cuda/structures.py.
+#include <mmvim_interface.h>
 
 using namespace mmvim;
 
@@ -14,8 +21,16 @@ template <class Shape> int64_t shared_bytes(int64_t warps, int64_t directions, b
 
 }  // namespace
 
-// Changes whenever the structures do, so that no old library is called with new ones.
-MMVIM_API int64_t mmvim_version() { return int64_t(sizeof(Scan) + sizeof(Convolution)); }
+// Python reads this from the file before it loads it.
+MMVIM_API const char mmvim_interface[] = "mmvim_ops interface " MMVIM_INTERFACE;
+
+MMVIM_API int64_t mmvim_constant(const char* name) {
+  if (!strcmp(name, "segment")) return kSegment;
+  if (!strcmp(name, "most_states")) return kMostStates;
+  if (!strcmp(name, "conv_steps")) return kConvSteps;
+  if (!strcmp(name, "most_taps")) return kMostTaps;
+  return -1;
+}
 
 // Multiprocessors and the shared memory that a block may have, in bytes.
 MMVIM_API const char* mmvim_device_limits(int64_t device, int64_t* limits) {

@@ -11,7 +11,7 @@ using Small = Shape<4, 4, 2>;
 using Medium = Shape<16, 4, 2>;
 using Large = Shape<32, 8, 1>;
 
-// What mmvim_ops/cuda_backend.py has to know to make buffers: the channels of a warp.
+// What mmvim_ops/backends/cuda has to know to make buffers: the channels of a warp.
 inline int64_t channels_per_warp(int64_t states) {
   return states <= Small::kStates ? Small::kChannels
       : states <= Medium::kStates ? Medium::kChannels : Large::kChannels;

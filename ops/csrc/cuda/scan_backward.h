@@ -196,19 +196,19 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
   // The gradient of z, which needs y of all directions; as in the forward pass.
   auto finish_z = [&](int i, int steps) {
     const int count = piece.count(steps);
-    const Visits visits(place.length, i, true);
-    const Visit visit = two ? visits.all(steps) : Visit::kSecond;
+    const ArrivalOrder order(place.length, i, true);
+    const Arrival arrival = two ? order.all(steps) : Arrival::kSecond;
     const auto all_partial = piece.template of<float>(scan.partial);
     alignas(16) T raw[kElements];
     alignas(16) float y[kElements], other[kElements];
     piece.get(tile.y, y);
-    if (visit == Visit::kMixed) {
+    if (arrival == Arrival::kMixed) {
       all_partial.each(i, count, [&](int j, float& at) {
-        if (visits.is_first(piece.step(j), place.direction)) at = y[j];
+        if (order.is_first(piece.step(j), place.direction)) at = y[j];
       });
       __syncthreads();
     }
-    if (visit == Visit::kFirst) return all_partial.store(i, count, y);
+    if (arrival == Arrival::kFirst) return all_partial.store(i, count, y);
     if (two) all_partial.load(i, count, other);
     piece.template of<const T>(scan.grad_out).load(i, count, raw);
 #pragma unroll
@@ -223,9 +223,9 @@ __global__ void __launch_bounds__(128) scan_backward(const __grid_constant__ Sca
       y[j] *= s * fmaf(z, 1 - s, 1.f);
     }
     const auto all_grad_z = piece.template of<T>(scan.grad_z);
-    if (visit == Visit::kSecond) return all_grad_z.store(i, count, y);
+    if (arrival == Arrival::kSecond) return all_grad_z.store(i, count, y);
     all_grad_z.each(i, count, [&](int j, T& at) {
-      if (!visits.is_first(piece.step(j), place.direction)) assign(at, y[j]);
+      if (!order.is_first(piece.step(j), place.direction)) assign(at, y[j]);
     });
   };
   // Gradients of the elements of a tile, once the sums over states are known.

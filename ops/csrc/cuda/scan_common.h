@@ -193,26 +193,26 @@ __device__ __forceinline__ float sum_parts(const float (&x)[kStride], int part) 
 // the other's part of the sum and finishes. A tile may have both kinds, and elements that both come
 // to at the same time; then direction 1 counts as second, after a barrier. Both directions have the
 // same answer for tiles of the same number, as each counts from its own end.
-enum class Visit { kFirst, kSecond, kMixed };
+enum class Arrival { kFirst, kSecond, kMixed };
 
-struct Visits {
+struct ArrivalOrder {
   int tile, last;      // of the scan; the position of its first step from the scan's other end
   bool backward;       // the pass goes from the last tile to the first
 
-  __device__ __forceinline__ Visits(int length, int tile, bool backward)
+  __device__ __forceinline__ ArrivalOrder(int length, int tile, bool backward)
       : tile(tile), last(length - 1 - tile * kSteps), backward(backward) {}
 
-  __device__ __forceinline__ Visit compare(int other) const {
-    if (other == tile) return Visit::kMixed;
-    return (other > tile) != backward ? Visit::kFirst : Visit::kSecond;
+  __device__ __forceinline__ Arrival compare(int other) const {
+    if (other == tile) return Arrival::kMixed;
+    return (other > tile) != backward ? Arrival::kFirst : Arrival::kSecond;
   }
-  __device__ __forceinline__ Visit all(int steps) const {
-    Visit from = compare(last / kSteps), to = compare((last + 1 - steps) / kSteps);
-    return from == to ? from : Visit::kMixed;
+  __device__ __forceinline__ Arrival all(int steps) const {
+    Arrival from = compare(last / kSteps), to = compare((last + 1 - steps) / kSteps);
+    return from == to ? from : Arrival::kMixed;
   }
   __device__ __forceinline__ bool is_first(int t, int direction) const {
-    Visit visit = compare((last - t) / kSteps);
-    return visit == Visit::kFirst || (visit == Visit::kMixed && direction == 0);
+    Arrival arrival = compare((last - t) / kSteps);
+    return arrival == Arrival::kFirst || (arrival == Arrival::kMixed && direction == 0);
   }
 };
 

@@ -248,10 +248,10 @@ scan_forward(const __grid_constant__ Scan scan) {
     put_skipped(piece, raw_u, tile.skip, direction.D != nullptr, tile.y);
     __syncthreads();
     if (i + 1 < tiles) fetch(i + 1);
-    const Visits visits(place.length, i, false);
-    const Visit visit = two ? visits.all(steps) : Visit::kSecond;
-    if (gated && visit != Visit::kFirst) all_z.load(i, count, raw_z);
-    if (two && visit == Visit::kSecond) all_partial.load(i, count, other);
+    const ArrivalOrder order(place.length, i, false);
+    const Arrival arrival = two ? order.all(steps) : Arrival::kSecond;
+    if (gated && arrival != Arrival::kFirst) all_z.load(i, count, raw_z);
+    if (two && arrival == Arrival::kSecond) all_partial.load(i, count, other);
     if (direction.checkpoints != nullptr && first % kSegment == 0) {
       int64_t segments = (scan.length + kSegment - 1) / kSegment;
       int64_t segment = (place.chunk * scan.chunk_length + first) / kSegment;
@@ -288,14 +288,14 @@ scan_forward(const __grid_constant__ Scan scan) {
 
     alignas(16) float y[kElements];
     piece.get(tile.y, y);
-    if (visit == Visit::kMixed) {     // the second ones wait until the first ones are there
+    if (arrival == Arrival::kMixed) {     // the second ones wait until the first ones are there
       all_partial.each(i, count, [&](int j, float& at) {
-        if (visits.is_first(piece.step(j), place.direction)) at = y[j];
+        if (order.is_first(piece.step(j), place.direction)) at = y[j];
       });
       __syncthreads();
       all_partial.load(i, count, other);
     }
-    if (visit == Visit::kFirst) {
+    if (arrival == Arrival::kFirst) {
       all_partial.store(i, count, y);
       continue;
     }
@@ -306,11 +306,11 @@ scan_forward(const __grid_constant__ Scan scan) {
       y[j] *= float(scan.scale);
       if (gated) y[j] *= z * sigmoid(z);
     }
-    if (visit == Visit::kSecond) {
+    if (arrival == Arrival::kSecond) {
       all_out.store(i, count, y);
     } else {
       all_out.each(i, count, [&](int j, T& at) {
-        if (!visits.is_first(piece.step(j), place.direction)) assign(at, y[j]);
+        if (!order.is_first(piece.step(j), place.direction)) assign(at, y[j]);
       });
     }
   }

@@ -145,39 +145,39 @@ template <class T, class Shape, bool kKeep> struct MatrixLoader {
       : m(m), place(place), states(states),
         states_first(opaque(int(magnitude(m.state) <= magnitude(m.time)))) {
 #pragma unroll
-    for (int i = 0; kKeep && i < kAhead; i++) first[i] = address(spot(i));
+    for (int i = 0; kKeep && i < kAhead; i++) first[i] = address(position(i));
   }
 
   // The i-th piece of this thread: its first step and state in a tile.
-  struct Spot { int piece, t, n; };
-  __device__ __forceinline__ Spot spot(int i) const {
+  struct Position { int piece, t, n; };
+  __device__ __forceinline__ Position position(int i) const {
     constexpr int kInStates = Shape::kStates / kFour, kInSteps = kSteps / kFour;
     int piece = i * place.threads + place.thread;
     return {piece, states_first ? piece / kInStates : piece % kInSteps * kFour,
             states_first ? piece % kInStates * kFour : piece / kInSteps};
   }
 
-  __device__ __forceinline__ const T* address(const Spot& spot) const {
+  __device__ __forceinline__ const T* address(const Position& position) const {
     return static_cast<const T*>(m.data) + place.batch * m.batch + place.group * m.group
-        + place.time(spot.t) * m.time + spot.n * m.state;
+        + place.time(position.t) * m.time + position.n * m.state;
   }
 
-  __device__ __forceinline__ void load(const Spot& spot, const T* first, int tile, int steps,
+  __device__ __forceinline__ void load(const Position& position, const T* first, int tile, int steps,
                                        T (&values)[kFour]) const {
     const int64_t of_time = place.step * m.time;
     const bool whole = steps == kSteps && states == Shape::kStates;
     const int count = whole ? kFour
-        : states_first ? existing(spot.t < steps, states - spot.n, kFour)
-                       : existing(spot.n < states, steps - spot.t, kFour);
+        : states_first ? existing(position.t < steps, states - position.n, kFour)
+                       : existing(position.n < states, steps - position.t, kFour);
     Neighbours<const T, kFour>(first, states_first ? m.state : of_time, kSteps * of_time)
         .load(tile, count, values);
   }
-  __device__ __forceinline__ void put(const Spot& spot, const T (&values)[kFour],
+  __device__ __forceinline__ void put(const Position& position, const T (&values)[kFour],
                                       float* tile) const {
     alignas(16) float wide[kFour];
 #pragma unroll
     for (int i = 0; i < kFour; i++) wide[i] = to_float(values[i]);
-    float* to = tile + spot.t * Shape::kPitch + spot.n;
+    float* to = tile + position.t * Shape::kPitch + position.n;
     if (states_first) return copy_words<kFour>(to, wide);
 #pragma unroll
     for (int i = 0; i < kFour; i++) to[i * Shape::kPitch] = wide[i];
@@ -187,19 +187,19 @@ template <class T, class Shape, bool kKeep> struct MatrixLoader {
     if (!m.varying) return;
 #pragma unroll
     for (int i = 0; i < kAhead; i++) {
-      if (spot(i).piece >= kPieces) break;
-      load(spot(i), kKeep ? first[kKeep ? i : 0] : address(spot(i)), tile, steps, ahead[i]);
+      if (position(i).piece >= kPieces) break;
+      load(position(i), kKeep ? first[kKeep ? i : 0] : address(position(i)), tile, steps, ahead[i]);
     }
   }
   __device__ __forceinline__ void store(int tile, int steps, float* shared) const {
     if (!m.varying) return;
 #pragma unroll
     for (int i = 0; i < kAhead; i++)
-      if (spot(i).piece < kPieces) put(spot(i), ahead[i], shared);
-    for (int i = kAhead; i < kPerThread && spot(i).piece < kPieces; i++) {
+      if (position(i).piece < kPieces) put(position(i), ahead[i], shared);
+    for (int i = kAhead; i < kPerThread && position(i).piece < kPieces; i++) {
       alignas(16) T values[kFour];     // of many states: the rest, straight away
-      load(spot(i), address(spot(i)), tile, steps, values);
-      put(spot(i), values, shared);
+      load(position(i), address(position(i)), tile, steps, values);
+      put(position(i), values, shared);
     }
   }
 };

@@ -8,9 +8,13 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / 'ops'))
+import build_interface
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -32,7 +36,8 @@ def build() -> Path:
     if compiler is None:
         raise RuntimeError('there is no C++ compiler')
     flags = FLAGS + shlex.split(os.environ.get('CXXFLAGS', ''))
-    sources = sorted([*KERNELS.iterdir(), *HERE.glob('*.h')])
+    interface = build_interface.BACKENDS / 'cuda/structures.py'
+    sources = sorted([*KERNELS.iterdir(), *HERE.glob('*.h'), interface])
     key = hashlib.sha256(repr((compiler, flags)).encode())
     for source in sources:
         key.update(source.name.encode() + source.read_bytes())
@@ -41,10 +46,14 @@ def build() -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        build_interface.write_cuda_header(Path(folder))
 
         def run(*command: str) -> None:
             result = subprocess.run(
-                [compiler, *flags, *command], capture_output=True, text=True, cwd=folder
+                [compiler, *flags, f'-I{folder}', *command],
+                capture_output=True,
+                text=True,
+                cwd=folder,
             )
             if result.returncode != 0:
                 raise RuntimeError(f'{compiler} failed:\n{result.stderr[-3000:]}')

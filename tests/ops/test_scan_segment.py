@@ -1,4 +1,4 @@
-"""A sequence scanned in blocks gives what the whole sequence gives."""
+"""A sequence scanned in segments gives what the whole sequence gives."""
 
 import random
 from itertools import pairwise
@@ -14,13 +14,13 @@ from scan_cases import (
     relative_error,
 )
 
-from mmvim_ops import Direction, scan_block_
+from mmvim_ops import Direction, scan_segment_
 from mmvim_ops.naive import compute_dtype, selective_scan_naive
 
 each_backend = pytest.mark.parametrize('backend', CPU_BACKENDS)
 
 
-def block(direction, start, stop):
+def segment(direction, start, stop):
     """Some steps of a direction: views, as a caller would pass them."""
     matrices = (m[..., start:stop] if m.ndim > 2 else m for m in (direction.B, direction.C))
     B, C = matrices
@@ -30,7 +30,7 @@ def block(direction, start, stop):
 
 @each_backend
 @pytest.mark.parametrize('seed', range(30))
-def test_blocks_equal_whole(backend, seed):
+def test_segments_equal_whole(backend, seed):
     pick = random.Random(seed)
     dtype = pick.choice([torch.float32, torch.float32, torch.float64, torch.bfloat16])
     if dtype == torch.float64 and backend not in DOUBLE_BACKENDS:
@@ -49,12 +49,12 @@ def test_blocks_equal_whole(backend, seed):
 
     length = y.shape[-1]
     borders = sorted({0, length, *(pick.randint(0, length) for _ in range(3))})
-    blocks = list(pairwise(borders))
+    segments = list(pairwise(borders))
     out, state = before.clone(), torch.zeros(last.shape, dtype=wide)
-    for start, stop in reversed(blocks) if reverse else blocks:
+    for start, stop in reversed(segments) if reverse else segments:
         here = slice(start, stop)
-        scan_block_(
-            *(out[..., here], state, block(direction, start, stop)),
+        scan_segment_(
+            *(out[..., here], state, segment(direction, start, stop)),
             *(None if z is None else z[..., here], softplus),
             **dict(reverse=reverse, accumulate=accumulate, scale=scale, backend=backend),
         )
@@ -64,7 +64,7 @@ def test_blocks_equal_whole(backend, seed):
     assert out.dtype == dtype
 
 
-def arguments_of_a_block():
+def arguments_of_a_segment():
     arguments = make_arguments()
     z, softplus = arguments.pop('z'), arguments.pop('delta_softplus')
     arguments.pop('reverse')
@@ -85,24 +85,26 @@ def arguments_of_a_block():
     ],
 )
 def test_bad_memory(change, error, message):
-    out, state, *rest = arguments_of_a_block()
+    out, state, *rest = arguments_of_a_segment()
     out, state = change(out, state)
     with pytest.raises(error, match=message):
-        scan_block_(out, state, *rest)
+        scan_segment_(out, state, *rest)
 
 
 @each_backend
-def test_empty_block(backend):
-    out, state, direction, z, softplus = arguments_of_a_block()
+def test_empty_segment(backend):
+    out, state, direction, z, softplus = arguments_of_a_segment()
     state.fill_(3)
-    scan_block_(out[..., :0], state, block(direction, 0, 0), z[..., :0], softplus, backend=backend)
+    scan_segment_(
+        out[..., :0], state, segment(direction, 0, 0), z[..., :0], softplus, backend=backend
+    )
     assert (state == 3).all()
 
 
 @pytest.mark.skipif('cpp' not in CPU_BACKENDS, reason='the cpp backend is not compiled')
 def test_opcheck():
-    out, state, direction, z, softplus = arguments_of_a_block()
+    out, state, direction, z, softplus = arguments_of_a_segment()
     torch.library.opcheck(
-        torch.ops.mmvim_ops.cpp_scan_block.default,
+        torch.ops.mmvim_ops.cpp_scan_segment.default,
         (*direction[:6], z, direction.delta_bias, state, out, softplus, False, True, 0.5),
     )

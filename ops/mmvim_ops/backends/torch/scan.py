@@ -1,4 +1,4 @@
-"""Backend 'torch': the scan in plain PyTorch operations, parallel over blocks of the sequence.
+"""Backend 'torch': the scan in plain PyTorch operations, parallel over chunks of the sequence.
 
 The length is split into chunks of K steps. All chunks advance together, so that K vectorised steps
 (instead of L) give every chunk's states as if it began from zero; a short loop over the chunks then
@@ -19,34 +19,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .naive import compute_dtype
+from ...calls import ScanCall
+from ...naive import compute_dtype
+from ..operators import refuse_second_derivative
 
-TILE = 1 << 21  # elements in one tile: with its few companions it fits into the cache
+TILE = 1 << 21  # elements in one tile: with the few others of its size it fits into the cache
 
 
-def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
-    """The whole operation around the recurrence; see :class:`mmvim_ops.backends.Backend`."""
+def scan(call: ScanCall) -> tuple[Tensor, Tensor]:
+    """The output and the last state."""
+    u, delta, A, B, C, D, delta_bias = call.direction
     dtype = compute_dtype(u.dtype)
-    if reverse:
+    if call.reverse:
         u, delta = u.flip(-1), delta.flip(-1)
         B, C = (x.flip(-1) if x.ndim > 2 else x for x in (B, C))
     x, delta = u.to(dtype), delta.to(dtype)
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None]
-    if delta_softplus:
+    if call.delta_softplus:
         delta = F.softplus(delta)
     B, C = (m.unsqueeze(1) if m.ndim == 3 else m for m in (B.to(dtype), C.to(dtype)))
-    y, last_state = torch.ops.mmvim_ops.block_scan(x, delta, A.to(dtype), B, C)
+    y, last_state = torch.ops.mmvim_ops.torch_scan(x, delta, A.to(dtype), B, C)
     if D is not None:
         y = y + D.to(dtype)[:, None] * x
-    if reverse:
+    if call.reverse:
         y = y.flip(-1)
-    if z is not None:
-        y = y * F.silu(z.to(dtype))
+    if call.z is not None:
+        y = y * F.silu(call.z.to(dtype))
     return y.to(u.dtype), last_state
 
 
-class Blocks:
+class Chunks:
     """How (batch, channels, length) is cut into steps, chunks and tiles.
 
     Time t = chunk · K + k is element [k, :, chunk]; the end of the last chunk may be padding.
@@ -153,52 +156,52 @@ def matrix_gradient(m: Tensor, h: Tensor, x: Tensor) -> Tensor:
 
 
 def matrix_tile(m: Tensor, b: slice, g: slice, d: slice):
-    """Index of a tile in a matrix that :meth:`Blocks.split_matrix` laid out."""
+    """Index of a tile in a matrix that :meth:`Chunks.split_matrix` laid out."""
     return (g, slice(None), d) if m.ndim == 3 else (slice(None), b, slice(None), g)
 
 
 @torch.library.custom_op(
-    'mmvim_ops::block_scan',
+    'mmvim_ops::torch_scan',
     mutates_args=(),
     schema='(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C) -> (Tensor, Tensor)',
 )
-def block_scan(u, delta, A, B, C):
+def torch_scan(u, delta, A, B, C):
     """y_t = C_t · h_t and the last state; all of one dtype, B and C (D, N) or (B, G, N, L)."""
     y = torch.empty_like(u)
     last_state = u.new_zeros(u.shape[0], u.shape[1], A.shape[1])
     if u.numel() == 0:
         return y, last_state
-    blocks = Blocks(u, A, B, C)
-    k, c = (blocks.length - 1) % blocks.steps, -1
-    grouped_last = last_state.view(blocks.batch, blocks.groups, -1, blocks.states)
+    plan = Chunks(u, A, B, C)
+    k, c = (plan.length - 1) % plan.steps, -1
+    grouped_last = last_state.view(plan.batch, plan.groups, -1, plan.states)
     with torch.autocast(u.device.type, enabled=False):
-        us, deltas = blocks.split_channels(u), blocks.split_channels(delta)
-        As, Bs, Cs = (blocks.split_matrix(m) for m in (A, B, C))
+        us, deltas = plan.split_channels(u), plan.split_channels(delta)
+        As, Bs, Cs = (plan.split_matrix(m) for m in (A, B, C))
         ys = torch.empty_like(us)  # (K, B, chunks, G, D / G)
-        for b, g, d in blocks.tiles():
+        for b, g, d in plan.tiles():
             tile = (slice(None), b, slice(None), g, d)
             B_, C_ = (m[matrix_tile(m, b, g, d)] for m in (Bs, Cs))
-            decay, chunk_decay = blocks.decay(deltas[tile], As[g, :, d])
+            decay, chunk_decay = plan.decay(deltas[tile], As[g, :, d])
             term = (deltas[tile] * us[tile]).unsqueeze(-2) * B_  # (K, b, chunks, g, N, d)
             h = solve_(decay, term, chunk_decay)
             ys[tile] = contract_states(C_, h)
             grouped_last[b, g, d] = h[k, :, c].transpose(-1, -2)
-        y.copy_(blocks.join(ys.flatten(-2)))
+        y.copy_(plan.join(ys.flatten(-2)))
     return y, last_state
 
 
-@block_scan.register_fake
+@torch_scan.register_fake
 def _(u, delta, A, B, C):
     return torch.empty_like(u), u.new_empty(u.shape[0], u.shape[1], A.shape[1])
 
 
 @torch.library.custom_op(
-    'mmvim_ops::block_scan_backward',
+    'mmvim_ops::torch_scan_backward',
     mutates_args=(),
     schema='(Tensor grad_y, Tensor grad_last, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C)'
     ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
-def block_scan_backward(grad_y, grad_last, u, delta, A, B, C):
+def torch_scan_backward(grad_y, grad_last, u, delta, A, B, C):
     """Gradients of u, delta, A, B, C.
 
     With G_t the gradient that reaches h_t and X_t = decay_t G_t the part of it that goes on to
@@ -208,18 +211,18 @@ def block_scan_backward(grad_y, grad_last, u, delta, A, B, C):
     grads = tuple(torch.zeros_like(x) for x in (u, delta, A, B, C))
     if u.numel() == 0:
         return grads
-    blocks = Blocks(u, A, B, C)
-    k, c = (blocks.length - 1) % blocks.steps, -1
-    grad_last = grad_last.reshape(blocks.batch, blocks.groups, -1, blocks.states).transpose(-1, -2)
+    plan = Chunks(u, A, B, C)
+    k, c = (plan.length - 1) % plan.steps, -1
+    grad_last = grad_last.reshape(plan.batch, plan.groups, -1, plan.states).transpose(-1, -2)
     with torch.autocast(u.device.type, enabled=False):
-        us, deltas, gs = (blocks.split_channels(x) for x in (u, delta, grad_y))
-        As, Bs, Cs = (blocks.split_matrix(m) for m in (A, B, C))
+        us, deltas, gs = (plan.split_channels(x) for x in (u, delta, grad_y))
+        As, Bs, Cs = (plan.split_matrix(m) for m in (A, B, C))
         d_us, d_deltas, d_As, d_Bs, d_Cs = (torch.zeros_like(x) for x in (us, deltas, As, Bs, Cs))
-        for b, g, d in blocks.tiles():
+        for b, g, d in plan.tiles():
             tile = (slice(None), b, slice(None), g, d)
             u_, delta_, g_, A_ = us[tile], deltas[tile], gs[tile], As[g, :, d]
             in_B, in_C = matrix_tile(Bs, b, g, d), matrix_tile(Cs, b, g, d)
-            decay, chunk_decay = blocks.decay(delta_, A_)
+            decay, chunk_decay = plan.decay(delta_, A_)
             scaled = delta_ * u_
             h = solve_(decay, scaled.unsqueeze(-2) * Bs[in_B], chunk_decay)
             d_Cs[in_C] += matrix_gradient(Cs, h, g_)
@@ -239,13 +242,13 @@ def block_scan_backward(grad_y, grad_last, u, delta, A, B, C):
             d_deltas[tile] = d_scaled * u_ + (X * A_).sum(-2)
             d_us[tile] = d_scaled * delta_
         for grad, x in zip(grads[:2], (d_us, d_deltas), strict=True):
-            grad.copy_(blocks.join(x.flatten(-2)))
+            grad.copy_(plan.join(x.flatten(-2)))
         for grad, x in zip(grads[2:], (d_As, d_Bs, d_Cs), strict=True):
-            grad.copy_(blocks.join_matrix(x))
+            grad.copy_(plan.join_matrix(x))
     return grads
 
 
-@block_scan_backward.register_fake
+@torch_scan_backward.register_fake
 def _(grad_y, grad_last, u, delta, A, B, C):
     return tuple(torch.empty_like(x) for x in (u, delta, A, B, C))
 
@@ -255,12 +258,8 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad_y, grad_last):
-    return torch.ops.mmvim_ops.block_scan_backward(grad_y, grad_last, *ctx.saved_tensors)
+    return torch.ops.mmvim_ops.torch_scan_backward(grad_y, grad_last, *ctx.saved_tensors)
 
 
-def refuse_second_derivative(*_):
-    raise RuntimeError('mmvim_ops has no second derivatives')
-
-
-block_scan.register_autograd(_backward, setup_context=_save)
-block_scan_backward.register_autograd(refuse_second_derivative)
+torch_scan.register_autograd(_backward, setup_context=_save)
+torch_scan_backward.register_autograd(refuse_second_derivative)

@@ -1,10 +1,17 @@
 """What only the compiled CPU backend has: instruction sets, threads, its memory."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from scan_cases import CPU_BACKENDS, assert_same, make_arguments, random_arguments, run
 
-from mmvim_ops import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
+from mmvim_ops import Direction, bidirectional_selective_scan, causal_conv1d, memory, selective_scan
+from mmvim_ops.__main__ import describe_cpp
+from mmvim_ops.backends.cpp import library
 from mmvim_ops.naive import causal_conv1d_naive, selective_scan_naive
 
 if 'cpp' not in CPU_BACKENDS:
@@ -32,6 +39,85 @@ def test_the_best_instruction_set_is_the_default():
     assert ops.cpp_instruction_set() == INSTRUCTION_SETS[0]
     with pytest.raises(RuntimeError, match='instruction set must be one of .*portable.*got mmx'):
         ops.cpp_instruction_set('mmx')
+
+
+def in_new_process(code, **environment):
+    return subprocess.run(
+        [sys.executable, '-c', code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_environment_chooses_the_instruction_set():
+    name = INSTRUCTION_SETS[-1]
+    code = 'import mmvim_ops, torch; print(torch.ops.mmvim_ops.cpp_instruction_set())'
+    assert in_new_process(code, MMVIM_OPS_ISA=name).stdout.strip() == name
+
+
+def test_the_report_shows_what_the_environment_says(monkeypatch):
+    best = f', {INSTRUCTION_SETS[0]} of {", ".join(INSTRUCTION_SETS)}'
+    assert describe_cpp() == f'{best}, memory tuned'
+    monkeypatch.setenv('MMVIM_OPS_ISA', INSTRUCTION_SETS[0])
+    monkeypatch.setattr(library, 'TUNED', False)
+    setting = f' as MMVIM_OPS_ISA={INSTRUCTION_SETS[0]}'
+    assert describe_cpp() == f'{best}{setting}, memory left alone as MMVIM_OPS_TUNE_MEMORY=0'
+
+
+@pytest.mark.parametrize(
+    ('wanted', 'missing', 'present', 'message'),
+    [
+        ('avx512', None, ['avx2', 'portable'], 'avx512: this processor can run avx2, portable'),
+        ('sse', None, ['portable'], "must be one of avx512, avx2, portable, got 'sse'"),
+        ('portable', 'it is not compiled', [], "needs backend 'cpp', .*: it is not compiled"),
+    ],
+)
+def test_an_instruction_set_that_cannot_run_is_refused(wanted, missing, present, message):
+    with pytest.raises(ValueError, match=f'MMVIM_OPS_ISA.*{message}'):
+        library.wanted_instruction_set(wanted, missing, present)
+
+
+def test_importing_with_an_instruction_set_that_cannot_run_fails():
+    result = in_new_process('import mmvim_ops', MMVIM_OPS_ISA='sse')
+    assert result.returncode == 1
+    assert "ValueError: MMVIM_OPS_ISA must be one of avx512, avx2, portable, got 'sse'" in (
+        result.stderr
+    )
+
+
+MEMORY = """
+import re, torch, mmvim_ops
+block = torch.empty(20 << 20, dtype=torch.uint8).data_ptr()
+with open('/proc/self/maps') as file:
+    heap = [line.split()[0].split('-') for line in file if '[heap]' in line]
+print('kept' if any(int(a, 16) <= block < int(b, 16) for a, b in heap) else 'fresh')
+x = torch.zeros(1, 64, 1 << 16)  # 16 MiB
+out = mmvim_ops.causal_conv1d(x, torch.zeros(64, 4))
+middle, asked = out.data_ptr() + (8 << 20), False
+with open('/proc/self/smaps') as file:
+    for line in file:
+        if bounds := re.match('([0-9a-f]+)-([0-9a-f]+) ', line):
+            inside = int(bounds[1], 16) <= middle < int(bounds[2], 16)
+        elif line.startswith('VmFlags') and inside:
+            asked = ' hg' in line
+print('large' if asked else 'small')
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='asks glibc and Linux')
+@pytest.mark.parametrize(
+    ('value', 'expected'), [('1', ['kept', 'large']), ('0', ['fresh', 'small'])]
+)
+def test_the_environment_switches_off_what_is_tuned_for_the_process(value, expected):
+    result = in_new_process(MEMORY, MMVIM_OPS_TUNE_MEMORY=value)
+    assert result.stdout.split() == expected, result.stderr
+
+
+def test_a_senseless_switch_is_refused(monkeypatch):
+    monkeypatch.setenv('MMVIM_OPS_TUNE_MEMORY', 'no')
+    with pytest.raises(ValueError, match="MMVIM_OPS_TUNE_MEMORY must be 0 or 1, got 'no'"):
+        memory.is_tuned()
 
 
 def test_every_instruction_set_agrees_with_the_specification(instruction_set):

@@ -1,15 +1,17 @@
-"""The depthwise causal convolution by PyTorch's own operator, for backends that have none."""
+"""The depthwise causal convolution by PyTorch's own operator."""
 
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from .naive import compute_dtype
+from ...calls import Conv1dCall
+from ...naive import compute_dtype
 
 
-def conv1d(x, weight, bias, silu, reverse):
-    """See :class:`mmvim_ops.backends.Backend`."""
+def conv1d(call: Conv1dCall) -> Tensor:
+    x, weight, bias, silu, reverse = call
     if 0 in x.shape:  # F.conv1d refuses it
         return x + 0 * weight.sum().to(x.dtype)
     dtype, past = compute_dtype(x.dtype), weight.shape[1] - 1

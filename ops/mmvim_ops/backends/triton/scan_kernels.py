@@ -1,4 +1,4 @@
-"""The kernels of backend 'triton'; :mod:`mmvim_ops.triton_backend` launches them.
+"""The scan's kernels of backend 'triton'; ``scan.py`` launches them.
 
 The length is cut into chunks that run side by side. In either pass `chunk_ends` lets every chunk
 begin from zero and keeps only where it ends, `carry` takes the true values across the borders, and

@@ -1,12 +1,23 @@
 """The operators behave as PyTorch's own: traced, compiled, used in workers, refused second
 derivatives."""
 
+from functools import partial
+
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.utils.checkpoint
 from scan_cases import CPU_BACKENDS, TENSORS, assert_same, make_arguments, run
 
-from mmvim_ops import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
+from mmvim_ops import (
+    Direction,
+    MixerDirection,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    mamba_mixer,
+    scan_segment_,
+    selective_scan,
+)
 from mmvim_ops.naive import selective_scan_naive
 
 ops = torch.ops.mmvim_ops
@@ -23,7 +34,7 @@ def leaves(arguments):
 @pytest.mark.parametrize('groups', [0, None, 3])
 def test_opcheck_of_the_torch_operator(groups):
     x = make_arguments(groups_B=3, groups_C=groups or None)
-    torch.library.opcheck(ops.block_scan.default, leaves(x)[:5])
+    torch.library.opcheck(ops.torch_scan.default, leaves(x)[:5])
 
 
 @needs_cpp
@@ -155,6 +166,80 @@ def test_second_derivatives_are_refused(backend):
         torch.autograd.grad(grad.sum(), arguments['u'])
 
 
+ARGUMENTS = make_arguments()
+DIRECTION = Direction(*(ARGUMENTS[name] for name in Direction._fields))
+
+
+def scan_segment(u, **more):
+    out, state = torch.zeros(2, 6, 20), torch.zeros(2, 6, 4)
+    scan_segment_(out, state, DIRECTION._replace(u=u), **more)
+    return out
+
+
+def mix(u, **more):
+    """With ``u`` as the tokens."""
+    shapes = (3, 4), (3,), (2 + 2 * 5, 3), (3, 2), (3,), (3, 5)
+    direction = MixerDirection(*map(torch.ones, shapes))
+    return mamba_mixer(u, torch.ones(6, 20), [direction], torch.ones(20, 3), **more)
+
+
+FUNCTIONS = {
+    'selective_scan': lambda u, **more: selective_scan(u, *list(ARGUMENTS.values())[1:8], **more),
+    'bidirectional_selective_scan': lambda u, **more: bidirectional_selective_scan(
+        DIRECTION._replace(u=u), DIRECTION, **more
+    ),
+    'scan_segment_': scan_segment,
+    'causal_conv1d': lambda u, **more: causal_conv1d(u, torch.ones(6, 4), **more),
+    'mamba_mixer': mix,
+}
+
+
+@each_backend
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_forward_mode_is_refused(name, backend):
+    """torch takes the derivative of an operator without a formula for zero."""
+    u = ARGUMENTS['u']
+    function = partial(FUNCTIONS[name], backend=backend)
+
+    def refused():
+        return pytest.raises(NotImplementedError, match=f'{name} has no forward-mode derivatives')
+
+    with refused():
+        torch.func.jvp(function, (u,), (torch.ones_like(u),))
+    with refused():
+        torch.func.jacfwd(function)(u)
+    with forward_ad.dual_level():
+        with refused():
+            function(forward_ad.make_dual(u, torch.ones_like(u)))
+        function(u)  # without a tangent it is computed as always
+
+
+@pytest.mark.parametrize('name', ['A', 'B', 'D', 'z', 'delta_bias'])
+def test_forward_mode_of_any_argument_is_refused(name):
+    arguments = make_arguments()
+
+    def function(x):
+        return selective_scan(**{**arguments, name: x})
+
+    x = arguments[name]
+    with pytest.raises(NotImplementedError, match='forward-mode'):
+        torch.func.jvp(function, (x,), (torch.ones_like(x),))
+
+
+def test_a_compiled_forward_mode_derivative_is_refused():
+    arguments = make_arguments()
+
+    @torch.compile(backend='eager')
+    def derivative(u):
+        def function(u):
+            return selective_scan(**{**arguments, 'u': u})
+
+        return torch.func.jvp(function, (u,), (torch.ones_like(u),))[1]
+
+    with pytest.raises(Exception, match='forward-mode'):
+        derivative(arguments['u'])
+
+
 class Scans(torch.utils.data.Dataset):
     """Each item is the sum of a scan."""
 
@@ -180,7 +265,7 @@ def test_works_in_a_forked_loader_worker(backend):
 
 @each_backend
 def test_activations_can_be_recomputed(backend):
-    """torch.utils.checkpoint hands saved tensors out a single time."""
+    """Under checkpointing, saved tensors can be read only once."""
 
     def block(u, delta, A, B, C, D, z, bias):
         u = causal_conv1d(u, A[:, :2], bias, backend=backend)

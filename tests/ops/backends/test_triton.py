@@ -14,14 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 from scan_cases import TENSORS, assert_same, make_arguments, random_arguments, run
+from test_causal_conv1d import make_arguments as make_conv1d_arguments
+from test_causal_conv1d import run as run_conv1d
 
 import mmvim_ops
-from mmvim_ops import selective_scan, triton_backend
-from mmvim_ops.naive import selective_scan_naive
+from mmvim_ops import causal_conv1d, selective_scan
+from mmvim_ops.backends import BACKENDS
+from mmvim_ops.backends.triton import conv1d as triton_conv1d
+from mmvim_ops.backends.triton import library
+from mmvim_ops.backends.triton import scan as triton_scan
+from mmvim_ops.calls import Conv1dCall, Direction, ScanCall
+from mmvim_ops.naive import causal_conv1d_naive, selective_scan_naive
 
-triton = pytest.importorskip('triton', minversion=triton_backend.OLDEST)
-HERE = Path(__file__).parent
-INTERPRETED = triton_backend.INTERPRETED
+triton = pytest.importorskip('triton', minversion=library.OLDEST)
+HERE = Path(__file__).parents[1]
+INTERPRETED = library.INTERPRETED
 interpreted = pytest.mark.skipif(not INTERPRETED, reason='runs in the interpreter, see above')
 compiled = pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
 ops = torch.ops.mmvim_ops
@@ -29,10 +36,15 @@ ops = torch.ops.mmvim_ops
 
 @compiled
 def test_passes_in_the_interpreter():
-    files = ('test_triton_backend.py', 'test_selective_scan.py', 'test_citizenship.py')
+    files = (
+        'backends/test_triton.py',
+        'test_selective_scan.py',
+        'test_torch_integration.py',
+        'test_causal_conv1d.py',
+    )
     chosen = (
-        'test_triton_backend or triton and (official and not long or strides or reverse_is or '
-        'empty or length_one or computes_in or one_graph or recomputed)'
+        'test_triton.py or triton and (official and not long or strides or reverse_is or '
+        'empty or length_one or computes_in or one_graph or recomputed or low_precision or taps)'
     )
     result = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-k', chosen]
@@ -51,7 +63,7 @@ def test_passes_in_the_interpreter():
 @interpreted
 @pytest.mark.parametrize('first', range(0, 40, 10))
 def test_agrees_with_the_specification_on_random_arguments(first, monkeypatch):
-    monkeypatch.setattr(triton_backend, 'CHUNK', 8)
+    monkeypatch.setattr(triton_scan, 'CHUNK', 8)
     for seed in range(first, first + 10):
         arguments = random_arguments(seed, batch=1 + seed % 2, length=[1, 3, 7, 8, 19][seed % 5])
         expected = run(selective_scan_naive, arguments)
@@ -60,13 +72,35 @@ def test_agrees_with_the_specification_on_random_arguments(first, monkeypatch):
 
 @interpreted
 def test_more_chunks_than_carried_at_once_and_batches_in_parts(monkeypatch):
-    monkeypatch.setattr(triton_backend, 'CHUNK', 4)
-    monkeypatch.setattr(triton_backend, 'SCRATCH', 1)
+    monkeypatch.setattr(triton_scan, 'CHUNK', 4)
+    monkeypatch.setattr(triton_scan, 'SCRATCH', 1)
     arguments = make_arguments(
         batch=3, channels=40, length=39, states=16, groups_B=0, groups_C=None
     )
     expected = run(selective_scan_naive, arguments)
     assert_same(run(selective_scan, arguments, backend='triton'), expected, 2e-5)
+
+
+@interpreted
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize('activation', ['silu', None])
+def test_convolution_agrees_with_the_specification(activation, reverse, monkeypatch):
+    """Tiles of all borders: several of steps and of channels, the last ones short."""
+    monkeypatch.setattr(triton_conv1d, 'STEPS', 16)
+    monkeypatch.setattr(triton_conv1d, 'WIDTH', 8)
+    for channels, length, taps, bias in ((1, 1, 1, True), (11, 37, 4, True), (8, 16, 19, False)):
+        arguments = make_conv1d_arguments(2, channels, length, taps, reverse, bias)
+        options = dict(reverse=reverse, activation=activation)
+        expected = run_conv1d(causal_conv1d_naive, arguments, **options)
+        actual = run_conv1d(causal_conv1d, arguments, **options, backend='triton')
+        assert_same(actual, expected, 1e-5)
+
+
+@interpreted
+def test_opcheck_of_the_convolution():
+    x, weight, bias = (t.requires_grad_() for t in make_conv1d_arguments(1, 3, 5, 4))
+    torch.library.opcheck(ops.triton_conv1d.default, (x, weight, bias, True, True))
+    torch.library.opcheck(ops.triton_conv1d.default, (x, weight, None, False, False))
 
 
 @interpreted
@@ -96,7 +130,7 @@ def test_is_never_the_default_on_the_cpu():
     ],
 )
 def test_opcheck_of_the_operator(case, monkeypatch):
-    monkeypatch.setattr(triton_backend, 'CHUNK', 4)
+    monkeypatch.setattr(triton_scan, 'CHUNK', 4)
     arguments = make_arguments(**dict(batch=1, length=5) | case)
     arguments = [None if (x := arguments[name]) is None else x.requires_grad_() for name in TENSORS]
     torch.library.opcheck(ops.triton_scan.default, (*arguments, True, False, True))
@@ -144,6 +178,12 @@ def compile_only(monkeypatch, tmp_path):
     return for_capability
 
 
+def scan_on_triton(return_last_state, *, z, delta_softplus, reverse, **direction):
+    """The backend's own, as it is not available here."""
+    call = ScanCall(Direction(**direction), z, delta_softplus, reverse)
+    return BACKENDS['triton'].scan(call)
+
+
 def stack_bytes(cubin, tmp_path):
     """What a kernel keeps in memory per thread as it runs out of registers."""
     file = tmp_path / 'kernel.cubin'
@@ -168,13 +208,27 @@ def test_compiles_and_fits_into_the_registers(capability, compile_only, tmp_path
     )
     for name in 'BC':  # as the Vim block has them: states next to each other
         arguments[name] = arguments[name].mT.contiguous().mT
-    run(lambda return_last_state, **given: triton_backend.scan(**given), arguments)
+    run(scan_on_triton, arguments)
     names = [name for name, _ in kernels]
     assert names == ['chunk_ends', 'carry', 'forward', 'chunk_ends', 'carry', 'backward']
     for name, kernel in kernels:
         assert f'.target sm_{capability}' in kernel.asm['ptx'], name
         # Of a kilobyte of registers; it is 64 in `backward` on sm_80, 24 on sm_90, else 0.
         assert stack_bytes(kernel.asm['cubin'], tmp_path) <= 64, name
+
+
+@compiled
+@pytest.mark.parametrize('capability', [80, 90])
+def test_the_convolution_compiles_and_fits_into_the_registers(capability, compile_only, tmp_path):
+    kernels = compile_only(capability)
+    x, weight, bias = make_conv1d_arguments(2, 384, 256, 4, dtype=torch.bfloat16)
+    given = x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+    out = BACKENDS['triton'].conv1d(Conv1dCall(*given, True, False))
+    torch.autograd.grad(out.sum(), given)
+    assert [name for name, _ in kernels] == ['forward', 'backward', 'forward']
+    for name, kernel in kernels:
+        assert f'.target sm_{capability}' in kernel.asm['ptx'], name
+        assert stack_bytes(kernel.asm['cubin'], tmp_path) == 0, name
 
 
 @compiled
@@ -188,7 +242,7 @@ def test_compiles_and_fits_into_the_registers(capability, compile_only, tmp_path
 def test_compiles_other_arguments(case, compile_only):
     kernels = compile_only(90)
     arguments = make_arguments(length=70, **case)
-    run(lambda return_last_state, **given: triton_backend.scan(**given), arguments)
+    run(scan_on_triton, arguments)
     assert len(kernels) == 6
 
 
@@ -196,7 +250,7 @@ def test_compiles_other_arguments(case, compile_only):
 
 
 @compiled
-@pytest.mark.skipif(triton_backend.missing() is not None, reason=str(triton_backend.missing()))
+@pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)])
 def test_agrees_with_the_specification_on_a_gpu(dtype, tolerance):
     def on_gpu(arguments):
@@ -207,3 +261,9 @@ def test_agrees_with_the_specification_on_a_gpu(dtype, tolerance):
         arguments = on_gpu(random_arguments(seed, dtype=dtype))
         expected = run(selective_scan_naive, arguments)
         assert_same(run(selective_scan, arguments, backend='triton'), expected, tolerance)
+    for seed in range(4):
+        x, weight, bias = make_conv1d_arguments(2, 70, 300, 4, bool(seed % 2), dtype=dtype)
+        given = x.cuda(), weight.cuda(), bias.cuda()
+        expected = run_conv1d(causal_conv1d_naive, given, reverse=seed > 1)
+        actual = run_conv1d(causal_conv1d, given, reverse=seed > 1, backend='triton')
+        assert_same(actual, expected, tolerance)

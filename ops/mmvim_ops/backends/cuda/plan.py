@@ -1,50 +1,43 @@
-"""How backend 'cuda' cuts a scan into blocks and chunks, what buffers it makes, and the launch."""
+"""How backend 'cuda' cuts a scan into chunks and blocks, what buffers it makes, and the launch."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from .cuda_library import (
-    DTYPES,
-    Scan,
-    Side,
-    address,
-    call,
-    library,
-    limits,
-    matrix,
-    sequence,
-    stream,
-)
+from ...calls import Direction
+from . import structures
+from .library import DTYPES, address, call, constant, library, limits, matrix, sequence, stream
 
-SEGMENT = 64  # kSegment of csrc/cuda/args.h: steps between two checkpoints
 FEW_STATES = 16  # more than these are computed in float32 only
 
 # How a scan is cut, from counting and not yet from measuring on a GPU. A multiprocessor's
 # four schedulers are taken to be busy with WARPS warps each; chunks cost a second pass.
 WARPS = 2
 SECOND_PASS = 1.8
-SHORTEST_CHUNK = 2 * SEGMENT
+SHORTEST_CHUNK = 2  # in segments
 
 
 def count_groups(*matrices: Tensor) -> int:
     return max(m.shape[1] if m.ndim == 4 else 1 for m in matrices)
 
 
-class Arguments:
-    """Tensors of one direction in the dtype that the kernels read, and their gradients."""
+class Inputs:
+    """Tensors of one direction in the dtype that the kernels read."""
 
-    def __init__(self, u, delta, A, B, C, D, delta_bias, reverse: bool, dtype: torch.dtype):
-        self.given = (u, delta, A, B, C, D, delta_bias)
+    def __init__(self, direction: Direction, reverse: bool, dtype: torch.dtype):
+        self.given = direction
         self.reverse = reverse
-        self.u, self.delta, self.B, self.C = (x.to(dtype) for x in (u, delta, B, C))
+        self.u, self.delta, self.B, self.C = (
+            x.to(dtype) for x in (direction.u, direction.delta, direction.B, direction.C)
+        )
         self.A, self.D, self.delta_bias = (
-            None if x is None else x.float().contiguous() for x in (A, D, delta_bias)
+            None if x is None else x.float().contiguous()
+            for x in (direction.A, direction.D, direction.delta_bias)
         )
 
-    def side(self, **more) -> Side:
-        return Side(
+    def structure(self, **more) -> structures.Direction:
+        return structures.Direction(
             reverse=self.reverse,
             **{name: sequence(getattr(self, name)) for name in ('u', 'delta')},
             **{name: matrix(getattr(self, name)) for name in 'BC'},
@@ -53,14 +46,14 @@ class Arguments:
         )
 
 
-def kernel_dtype(z: Tensor | None, *directions) -> torch.dtype:
+def kernel_dtype(z: Tensor | None, directions: list[Direction]) -> torch.dtype:
     """What sequences and matrices are read as: their own dtype where they share one and there are
     kernels for it, else float32."""
     dtypes, matrices = set() if z is None else {z.dtype}, []
-    for u, delta, _, B, C, *_ in directions:
-        dtypes |= {x.dtype for x in (u, delta, B, C)}
-        matrices += [B, C]
-    plain = directions[0][2].shape[1] <= FEW_STATES and all(m.ndim > 2 for m in matrices)
+    for direction in directions:
+        dtypes |= {x.dtype for x in (direction.u, direction.delta, direction.B, direction.C)}
+        matrices += [direction.B, direction.C]
+    plain = directions[0].A.shape[1] <= FEW_STATES and all(m.ndim > 2 for m in matrices)
     return dtypes.pop() if plain and len(dtypes) == 1 else torch.float32
 
 
@@ -71,7 +64,7 @@ def count_chunks(warps: int, schedulers: int, length: int) -> int:
     to keep the GPU's schedulers busy.
     """
     busy = warps / (WARPS * schedulers)
-    most = max(1, length // SHORTEST_CHUNK)
+    most = max(1, length // (SHORTEST_CHUNK * constant('segment')))
     chunks = min(most, math.ceil(1 / busy))
     return chunks if SECOND_PASS / min(1, chunks * busy) < 1 / min(1, busy) else 1
 
@@ -79,9 +72,9 @@ def count_chunks(warps: int, schedulers: int, length: int) -> int:
 class Plan:
     """How a scan is cut into blocks; fills what all of its kernels are given."""
 
-    def __init__(self, sides: list[Arguments], z: Tensor | None, softplus: bool, scale: float):
-        first = sides[0]
-        self.u, self.sides, self.z = first.u, sides, z
+    def __init__(self, directions: list[Inputs], z: Tensor | None, softplus: bool, scale: float):
+        first = directions[0]
+        self.u, self.directions, self.z = first.u, directions, z
         self.device, self.dtype = first.u.device, first.u.dtype
         self.batch, self.channels, self.length = first.u.shape
         self.states = first.A.shape[1]
@@ -90,11 +83,11 @@ class Plan:
         processors, self.shared_bytes = limits(self.device)
         self.per_warp = self.library.mmvim_channels_per_warp(self.states)
         per_group = self.channels // self.groups
-        warps = len(sides) * self.batch * self.groups * -(-per_group // self.per_warp)
+        warps = len(directions) * self.batch * self.groups * -(-per_group // self.per_warp)
         chunks = count_chunks(warps, 4 * processors, self.length)
-        self.chunk_length = -(-self.length // (chunks * SEGMENT)) * SEGMENT
+        segment = constant('segment')
+        self.chunk_length = -(-self.length // (chunks * segment)) * segment
         self.chunks = -(-self.length // self.chunk_length)
-        self.segments = -(-self.length // SEGMENT)
         self.processors, self.per_group = processors, per_group
         self.softplus, self.scale = softplus, scale
 
@@ -103,10 +96,11 @@ class Plan:
         return -(-self.per_group // (warps * self.per_warp))
 
     def warps(self, backward: bool) -> int:
-        """Of a block, per direction: many share what is read of B and C, few spread evenly."""
-        for warps in (2,) if len(self.sides) == 2 else (4, 2):
+        """Of a block, per direction. More warps reuse what is read of B and C; fewer balance the
+        multiprocessors."""
+        for warps in (2,) if len(self.directions) == 2 else (4, 2):
             bytes_needed = self.library.mmvim_shared_bytes(
-                self.states, warps, len(self.sides), backward
+                self.states, warps, len(self.directions), backward
             )
             blocks = self.batch * self.chunks * self.groups * self.blocks(warps)
             fits = bytes_needed <= self.shared_bytes and self.blocks(warps // 2) > 1
@@ -121,16 +115,23 @@ class Plan:
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
-    def run(self, entry: str, sides: list[Side], backward: bool, splits: int = 1, **more) -> None:
+    def run(
+        self,
+        function: str,
+        directions: list[structures.Direction],
+        backward: bool,
+        splits: int = 1,
+        **more,
+    ) -> None:
         between = {}
         if self.chunks > 1:
-            rows = (len(sides), self.batch, self.chunks)
+            rows = (len(directions), self.batch, self.chunks)
             between['ends'] = self.empty(*rows, self.states, self.channels)
             between['sums'] = self.empty(*rows, self.channels)
         call(
-            entry,
+            function,
             self.u,
-            Scan(
+            structures.Scan(
                 dtype=DTYPES[self.dtype],
                 device=self.device.index or 0,
                 stream=stream(self.u),
@@ -139,7 +140,7 @@ class Plan:
                 length=self.length,
                 states=self.states,
                 groups=self.groups,
-                directions=len(sides),
+                directions=len(directions),
                 softplus=self.softplus,
                 chunks=self.chunks,
                 chunk_length=self.chunk_length,
@@ -147,7 +148,7 @@ class Plan:
                 splits=splits,
                 scale=self.scale,
                 z=sequence(self.z),
-                side=(Side * 2)(*sides),
+                direction=(structures.Direction * 2)(*directions),
                 **{name: x.data_ptr() for name, x in between.items()},
                 **{name: sequence(x) for name, x in more.items()},
             ),
@@ -155,38 +156,38 @@ class Plan:
 
     def partial(self, like: Tensor | None) -> Tensor | None:
         """What one direction leaves for the other: the result itself where it is float32."""
-        if like is None or len(self.sides) == 1:
+        if like is None or len(self.directions) == 1:
             return None
         return like if like.dtype == torch.float32 else torch.empty_like(like, dtype=torch.float32)
 
     def forward(self, out: Tensor, checkpoints: list, last_state: Tensor | None = None) -> None:
-        sides = [
-            side.side(checkpoints=address(saved), last_state=address(last_state))
-            for side, saved in zip(self.sides, checkpoints, strict=True)
+        directions = [
+            inputs.structure(checkpoints=address(saved), last_state=address(last_state))
+            for inputs, saved in zip(self.directions, checkpoints, strict=True)
         ]
-        self.run('mmvim_scan_forward', sides, False, out=out, partial=self.partial(out))
+        self.run('mmvim_scan_forward', directions, False, out=out, partial=self.partial(out))
 
     def backward(self, grad_out, grad_last_state, checkpoints: list) -> tuple[list, Tensor | None]:
-        """Gradients of u, delta, A, B, C, D, delta_bias for each direction, and that of z."""
+        """The gradients of each direction, None for those that were not given, and that of z."""
         warps = self.warps(True)
         splits = self.splits(warps)
-        sides, buffers = [], []
-        for side, saved in zip(self.sides, checkpoints, strict=True):
-            rows = {'A': side.A, 'D': side.D, 'delta_bias': side.delta_bias}
+        directions, buffers = [], []
+        for inputs, saved in zip(self.directions, checkpoints, strict=True):
+            rows = {name: getattr(inputs, name) for name in ('A', 'D', 'delta_bias')}
             sums = {
                 name: self.empty(self.batch, self.chunks, *reversed(x.shape))
                 for name, x in rows.items()
                 if x is not None
             }
             for name in 'BC':
-                if getattr(side, name).ndim == 2:
+                if getattr(inputs, name).ndim == 2:
                     shape = (self.batch, self.chunks, self.states, self.channels)
                 else:
                     shape = (self.batch, self.groups, splits, self.length, self.states)
                 sums[name] = self.empty(*shape)
-            direct = {f'grad_{n}': torch.empty_like(getattr(side, n)) for n in ('u', 'delta')}
-            sides.append(
-                side.side(
+            direct = {f'grad_{n}': torch.empty_like(getattr(inputs, n)) for n in ('u', 'delta')}
+            directions.append(
+                inputs.structure(
                     checkpoints=address(saved),
                     grad_last_state=address(grad_last_state),
                     **{f'grad_{name}': x.data_ptr() for name, x in sums.items()},
@@ -197,7 +198,7 @@ class Plan:
         grad_z = None if self.z is None else torch.empty_like(self.z)
         self.run(
             'mmvim_scan_backward',
-            sides,
+            directions,
             True,
             splits,
             grad_out=grad_out,
@@ -205,20 +206,22 @@ class Plan:
             partial=self.partial(grad_z),
         )
         return [
-            _add_up(side, *buffer) for side, buffer in zip(self.sides, buffers, strict=True)
+            _add_up(inputs.given, *buffer)
+            for inputs, buffer in zip(self.directions, buffers, strict=True)
         ], grad_z
 
 
-def _add_up(side: Arguments, grad_u: Tensor, grad_delta: Tensor, sums: dict) -> list:
-    """Gradients of a direction's arguments, None for those that were not given."""
-    grads = [grad_u, grad_delta]
-    for name, x in zip(('A', 'B', 'C', 'D', 'delta_bias'), side.given[2:], strict=True):
+def _add_up(given: Direction, grad_u: Tensor, grad_delta: Tensor, sums: dict) -> Direction:
+    """The gradients of a direction; of those that were not given, None."""
+
+    def total(name: str) -> Tensor | None:
+        x = getattr(given, name)
         if x is None:
-            grads.append(None)
-        elif x.ndim > 2:
+            return None
+        if x.ndim > 2:
             grad = sums[name].sum(2).mT  # (B, G, N, L)
-            grads.append(grad.squeeze(1) if x.ndim == 3 else grad)
-        else:
-            total = sums[name].sum((0, 1))  # (N, D) or (D,)
-            grads.append(total.mT.contiguous() if x.ndim == 2 else total)
-    return grads
+            return grad.squeeze(1) if x.ndim == 3 else grad
+        grad = sums[name].sum((0, 1))  # (N, D) or (D,)
+        return grad.mT.contiguous() if x.ndim == 2 else grad
+
+    return Direction(grad_u, grad_delta, *map(total, Direction._fields[2:]))

@@ -1,0 +1,110 @@
+"""The whole mixer as one operator, which goes through the sequence in segments."""
+
+import torch
+from torch import Tensor
+
+from ...calls import MixerCall
+from ..operators import needs_gradient, only_given, refuse_second_derivative
+from ..schemas import SCHEMAS
+from . import library
+
+SAVE = {'activations': 1, 'all': 2}  # enum Save of csrc/cpu/mixer.cpp
+OF_DIRECTION = 7  # tensors of a MixerDirection, which come first in it
+
+
+def why_not(call: MixerCall) -> str | None:
+    """Why the mixer is composed of the single operations; None where this operator takes it."""
+    if call.recompute == 'none':
+        return "recompute='none' stores everything"
+    if torch.is_autocast_enabled('cpu'):
+        return 'autocast chooses the dtype of each projection'
+    if call.tokens.dtype not in (torch.float32, torch.float64):
+        return f'it takes float32 and float64, got {call.tokens.dtype}'
+    most = library.CONSTANTS['most_taps']
+    for direction in call.directions:
+        if direction.order is not None:
+            return 'it reads tokens in their order'
+        if direction.conv_weight.shape[-1] > most:
+            return f'it has at most {most} taps'
+    if any(x is not None and x.dtype != call.tokens.dtype for x in _tensors(call)):
+        return 'all tensors must have one dtype'
+    return None
+
+
+def _tensors(call: MixerCall) -> list[Tensor | None]:
+    """Those of the operator, in the order of its schema."""
+    found = [*call[:5]]
+    for direction in call.directions:
+        found += [direction.conv_weight.flatten(1), *direction[1:OF_DIRECTION]]
+    if len(call.directions) == 1:
+        found += [None] * OF_DIRECTION
+    return found
+
+
+def mamba_mixer(call: MixerCall) -> Tensor:
+    """For what :func:`why_not` lets through."""
+    reverse = []
+    for direction in call.directions:
+        conv_reverse = direction.conv_reverse
+        scan_reverse = bool(direction.reverse)
+        reverse += [int(scan_reverse), int(scan_reverse if conv_reverse is None else conv_reverse)]
+    tensors = _tensors(call)
+    save = SAVE[call.recompute] if needs_gradient(*tensors) else 0
+    return torch.ops.mmvim_ops.cpp_mamba_mixer(*tensors, reverse, call.scale, save)[0]
+
+
+def _fake_mixer(*arguments):
+    tokens, in_weight, _, out_weight = arguments[:4]
+    save = arguments[-1]
+    batch, length, _ = tokens.shape
+    inner = in_weight.shape[0] // 2
+    per_call = torch.ops.mmvim_ops.cpp_mamba_mixer_tokens()
+    segments = torch.sym_max(1, (length + per_call // 2) // per_call)
+    longest = torch.sym_max((length + segments - 1) // segments, 1)
+    rows = segments * (1 + library.saved_states(longest)) * batch
+
+    def states(A):
+        return tokens.new_empty(rows if save else 0, inner * A.shape[1])
+
+    A, A_b = arguments[10], arguments[17]
+    return (
+        tokens.new_empty(batch, length, out_weight.shape[0]),
+        tokens.new_empty((batch, length, 2 * inner) if save == 1 else (0,)),
+        states(A),
+        tokens.new_empty(0, 0) if A_b is None else states(A_b),
+    )
+
+
+def _fake_mixer_backward(grad_out, *arguments):
+    *tensors, _, _, _, _, _ = arguments
+    return [grad_out.new_empty(0) if x is None else x.new_empty(x.shape) for x in tensors]
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.reversed, ctx.scale, _ = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _backward(ctx, grad_out, *_):
+    *tensors, xz, states, states_b = ctx.saved_tensors
+    grads = torch.ops.mmvim_ops.cpp_mamba_mixer_backward(
+        grad_out, *tensors, ctx.reversed, ctx.scale, xz, states, states_b
+    )
+    return *only_given(tensors, grads), None, None, None
+
+
+def define() -> None:
+    """Define the operators, which the library has registered with torch."""
+    for name, fake in (
+        ('mamba_mixer', _fake_mixer),
+        ('mamba_mixer_backward', _fake_mixer_backward),
+    ):
+        full = f'mmvim_ops::cpp_{name}'
+        torch.library.define(full, SCHEMAS[name], tags=[torch.Tag.pt2_compliant_tag])
+        torch.library.register_fake(full, fake)
+    torch.library.register_autograd('mmvim_ops::cpp_mamba_mixer', _backward, setup_context=_save)
+    torch.library.register_autograd('mmvim_ops::cpp_mamba_mixer_backward', refuse_second_derivative)
+
+
+if library.MISSING is None:
+    define()

@@ -1,0 +1,123 @@
+"""The structures of ``csrc/cuda/args.h``, as ctypes passes them.
+
+The build loads this file, too: the library is compiled only if every structure, field and type here
+is that of the C++ source (:func:`header`), and carries :func:`interface`. It must not import torch.
+"""
+
+import ctypes
+import hashlib
+from ctypes import POINTER, c_char_p, c_double, c_int64, c_void_p
+
+
+class Sequence(ctypes.Structure):
+    _fields_ = [('data', c_void_p), *((name, c_int64) for name in ('batch', 'channel', 'time'))]
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [
+        ('data', c_void_p),
+        *((name, c_int64) for name in ('varying', 'batch', 'group', 'channel', 'state', 'time')),
+    ]
+
+
+class Direction(ctypes.Structure):
+    _fields_ = [
+        ('reverse', c_int64),
+        ('u', Sequence),
+        ('delta', Sequence),
+        ('B', Matrix),
+        ('C', Matrix),
+        *((name, c_void_p) for name in ('A', 'D', 'delta_bias', 'last_state', 'checkpoints')),
+        ('grad_last_state', c_void_p),
+        ('grad_u', Sequence),
+        ('grad_delta', Sequence),
+        *((f'grad_{name}', c_void_p) for name in ('B', 'C', 'A', 'D', 'delta_bias')),
+    ]
+
+
+class Scan(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, c_int64)
+            for name in (
+                *('dtype', 'device', 'stream', 'batch', 'channels', 'length', 'states', 'groups'),
+                *('directions', 'softplus', 'chunks', 'chunk_length', 'warps', 'splits'),
+            )
+        ),
+        ('scale', c_double),
+        *((name, Sequence) for name in ('z', 'out', 'partial', 'grad_out', 'grad_z')),
+        ('ends', c_void_p),
+        ('sums', c_void_p),
+        ('direction', Direction * 2),
+    ]
+
+
+class Convolution(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, c_int64)
+            for name in (
+                *('dtype', 'device', 'stream', 'batch', 'channels', 'length', 'taps', 'silu'),
+                'reverse',
+            )
+        ),
+        ('x', Sequence),
+        ('out', Sequence),
+        ('weight', c_void_p),
+        ('bias', c_void_p),
+        ('grad_out', Sequence),
+        ('grad_x', Sequence),
+        ('grad_parameters', c_void_p),
+    ]
+
+
+STRUCTURES = (Sequence, Matrix, Direction, Scan, Convolution)
+# Result and arguments of the library's functions. A string says what is wrong, null nothing.
+FUNCTIONS = {
+    'mmvim_scan_forward': (c_char_p, POINTER(Scan)),
+    'mmvim_scan_backward': (c_char_p, POINTER(Scan)),
+    'mmvim_conv_forward': (c_char_p, POINTER(Convolution)),
+    'mmvim_conv_backward': (c_char_p, POINTER(Convolution)),
+    'mmvim_device_limits': (c_char_p, c_int64, POINTER(c_int64)),
+    'mmvim_channels_per_warp': (c_int64, c_int64),
+    'mmvim_shared_bytes': (c_int64, c_int64, c_int64, c_int64, c_int64),
+}
+DTYPES = {'float32': 0, 'float16': 1, 'bfloat16': 2}  # Dtype of csrc/cuda/device.h
+
+
+def interface() -> str:
+    """Changes whenever a structure, a function or a dtype's number does."""
+    return hashlib.sha256('\n'.join([*_conditions(), repr(_functions())]).encode()).hexdigest()[:16]
+
+
+def header() -> str:
+    """C++ that compiles only where the sources have the same structures, and names the interface
+    for them."""
+    lines = [f'static_assert({condition}, "");' for condition in _conditions()]
+    return '\n'.join([f'#define MMVIM_INTERFACE "{interface()}"', *lines, ''])
+
+
+def _functions() -> dict:
+    return {name: [kind.__name__ for kind in kinds] for name, kinds in FUNCTIONS.items()}
+
+
+def _conditions() -> list[str]:
+    """What must hold in C++."""
+    found = [f'mmvim::k{name.capitalize()} == {number}' for name, number in DTYPES.items()]
+    for structure in STRUCTURES:
+        ours = f'mmvim::{structure.__name__}'
+        found.append(f'sizeof({ours}) == {ctypes.sizeof(structure)}')
+        for name, kind in structure._fields_:
+            found.append(f'offsetof({ours}, {name}) == {getattr(structure, name).offset}')
+            found.append(_has_type(f'decltype({ours}::{name})', kind))
+    return found
+
+
+def _has_type(cpp: str, kind) -> str:
+    if kind is c_void_p:
+        return f'std::is_pointer_v<{cpp}>'
+    if kind in (c_int64, c_double):
+        return f'std::is_same_v<{cpp}, {"int64_t" if kind is c_int64 else "double"}>'
+    if issubclass(kind, ctypes.Array):
+        return f'std::is_same_v<{cpp}, mmvim::{kind._type_.__name__}[{kind._length_}]>'
+    return f'std::is_same_v<{cpp}, mmvim::{kind.__name__}>'

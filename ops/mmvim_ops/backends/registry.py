@@ -1,0 +1,136 @@
+"""The registry of backends: what exists, what can run here, and which one computes a call."""
+
+import threading
+import warnings
+
+import torch
+
+from ..calls import Call
+from .backend import Backend
+from .cpp import CppBackend
+from .cuda import CudaBackend
+from .torch import TorchBackend
+from .triton import TritonBackend
+
+# In order of preference: the first that takes a call computes it.
+BACKENDS = {
+    backend.name: backend
+    for backend in (CppBackend(), CudaBackend(), TritonBackend(), TorchBackend())
+}
+
+_warned = set()
+
+
+class _Selected(threading.local):
+    """The name that :class:`use_backend` has set in this thread."""
+
+    def __init__(self):
+        self.name = None
+
+
+_selected = _Selected()
+
+
+class use_backend:
+    """Context manager: every operation of this library called inside it uses this backend.
+
+    >>> with use_backend('torch'):
+    ...     y = selective_scan(u, delta, A, B, C)
+
+    It holds for the thread that enters it, and for no other. ``backend=`` of a call wins over it,
+    and the inner of two nested ones wins. It may be entered inside or outside of a function that
+    torch.compile compiles. The backward pass uses the backend of the forward pass. What
+    torch.utils.checkpoint computes again runs with the backend that is selected then, on a GPU in
+    another thread: pass ``backend=`` there.
+
+    Args:
+        name (str | None): As ``backend`` of :func:`mmvim_ops.selective_scan`; None selects the best
+            backend for each call, as outside of it.
+
+    Raises:
+        ValueError: The name is unknown, or the backend cannot run on this machine.
+    """
+
+    def __init__(self, name: str | None):
+        if name is not None:
+            reason = _find(name).missing()
+            if reason is not None:
+                raise ValueError(f'backend {name!r} is not available here: {reason}')
+        self.name = name
+        self.before = []
+
+    def __enter__(self) -> None:
+        self.before.append(_selected.name)
+        _selected.name = self.name
+
+    def __exit__(self, *_) -> None:
+        _selected.name = self.before.pop()
+
+
+def selected(backend: str | None) -> str | None:
+    """The ``backend`` of a public function; for None, that of :class:`use_backend`."""
+    return _selected.name if backend is None else backend
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that can run on this machine, the preferred ones first."""
+    return tuple(name for name, backend in BACKENDS.items() if backend.missing() is None)
+
+
+def choose_backend(
+    name: str | None,
+    device_type: str,
+    dtype: torch.dtype = torch.float32,
+    call: Call | None = None,
+) -> Backend:
+    """The backend of this name; for None, that of :class:`use_backend`, else the best one.
+
+    Args:
+        name (str | None): ``backend`` of a public function.
+        device_type (str): Where the input is.
+        dtype (torch.dtype): That of the input.
+        call (Call | None): What is to be computed; None asks about device and dtype alone.
+
+    Raises:
+        ValueError: The name is unknown, or the backend cannot run here, on this device, in this
+            dtype, or does not take the call.
+    """
+    name = selected(name)
+    if name is None:
+        return _best(device_type, dtype, call)
+    backend = _find(name)
+    reason = backend.why_not(device_type, dtype, call)
+    if reason is not None:
+        raise ValueError(f'backend {name!r} {reason}; backend=None chooses one that takes the call')
+    return backend
+
+
+def _find(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise ValueError(f'backend must be None or one of {available_backends()}, got {name!r}')
+    return BACKENDS[name]
+
+
+def _best(device_type: str, dtype: torch.dtype, call: Call | None) -> Backend:
+    suitable = [
+        backend
+        for backend in BACKENDS.values()
+        if backend.is_default_on(device_type)
+        and dtype in backend.dtypes
+        and (call is None or backend.limit(call) is None)
+    ]
+    chosen = next(backend for backend in suitable if backend.missing() is None)
+    # Warn only when falling back to plain PyTorch.
+    if chosen is suitable[-1] and len(suitable) > 1 and not torch.compiler.is_compiling():
+        _warn_once(suitable[0], chosen)
+    return chosen
+
+
+def _warn_once(better: Backend, chosen: Backend) -> None:
+    if better.name not in _warned:
+        _warned.add(better.name)
+        warnings.warn(
+            f'mmvim_ops uses its slower backend {chosen.name!r}, as {better.name!r} is '
+            f'missing: {better.missing()}',
+            stacklevel=5,
+        )

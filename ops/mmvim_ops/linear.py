@@ -1,0 +1,44 @@
+"""Matrix products by the faster of the two libraries that torch has for them on the CPU."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` of (batch, length, in) tokens, differentiable as usual.
+
+    In float32 on the CPU torch computes ``F.linear`` with MKL, which uses half of the vector width
+    of AMD processors, and convolutions with oneDNN, which uses all of it. A token is a pixel and a
+    linear layer a 1 × 1 convolution, so the product is asked for as one (docs/efficiency.md has the
+    figures). Nothing is copied: (batch, length, channels) memory is a channels-last image.
+
+    Args:
+        x (Tensor): (batch, length, in).
+        weight (Tensor): (out, in), as in ``nn.Linear``.
+        bias (Tensor | None): (out,).
+
+    Returns:
+        Tensor: (batch, length, out).
+    """
+    if not _as_convolution(x, weight):
+        return F.linear(x, weight, bias)
+    image = x.transpose(1, 2).unsqueeze(2)  # (B, in, 1, L)
+    image = F.conv2d(image, weight[:, :, None, None], bias)  # (B, out, 1, L)
+    return image.squeeze(2).transpose(1, 2)  # (B, L, out)
+
+
+def _as_convolution(x: Tensor, weight: Tensor) -> bool:
+    # Compilers choose libraries themselves, and cannot trace the questions that follow.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return (
+        x.device.type == 'cpu'
+        and x.dtype == weight.dtype == torch.float32
+        and x.ndim == 3
+        and x.numel() > 0
+        and x.is_contiguous()
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled('cpu')
+    )
