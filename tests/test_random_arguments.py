@@ -4,11 +4,12 @@ The default is a small, fixed selection. ``MMVIM_RANDOM_DRAWS=2000`` draws as ma
 new ones each time; what was found is kept as ``@example``.
 """
 
+import math
 import os
 import re
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mmvim import SimpleFeaturePyramid, VisionMamba
@@ -139,25 +140,34 @@ scales = st.lists(st.sampled_from([4, 2, 1, 0.5]), min_size=1, max_size=4)
     maps=st.integers(1, 4),
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
 )
+@example(widths=8, arguments=dict(scales=0.5), maps=1, size=(8, 8))
+@example(widths=8, arguments=dict(scales=float('nan')), maps=1, size=(8, 8))
+@example(widths=8, arguments={}, maps=1, size=(1, 1))
 def test_neck(widths, arguments, maps, size):
-    made = None
     try:
-        made = SimpleFeaturePyramid(widths, **arguments)
+        neck = SimpleFeaturePyramid(widths, **arguments)
         each = [widths] * maps if isinstance(widths, int) else widths
-        outputs = made([torch.rand(2, width, *size) for width in each])
+        outputs = neck([torch.rand(2, width, *size) for width in each])
     except (ValueError, TypeError) as error:
-        refused(error, ['in_channels', 'inputs', 'scales', *arguments])
+        # The number of maps is what out_indices of the backbone says.
+        refused(error, ['in_channels', 'out_indices', 'scales', *arguments])
         return
     factors = arguments.get('scales', (4, 2, 1, 0.5))
     assert len(outputs) == (arguments.get('num_outs') or len(factors))
     for output, factor in zip(outputs, factors):  # noqa: B905  (further ones are subsampled)
-        sides = [int(side * factor) if factor >= 1 else max(side // 2, 0) for side in size]
-        assert output.shape[2:] == tuple(sides)
+        assert output.shape[2:] == tuple(math.ceil(side * factor) for side in size)
         if arguments.get('out_channels'):
             assert output.shape[1] == arguments['out_channels']
     finite(*outputs)
 
 
+SMALL = dict(
+    u=torch.ones(1, 2, 3),
+    delta=torch.ones(1, 2, 3),
+    A=-torch.ones(2, 2),
+    B=torch.ones(1, 2, 3),
+    C=torch.ones(1, 2, 3),
+)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
 sides = st.integers(0, 5)
 
@@ -207,6 +217,8 @@ def scan_arguments(draw):
 
 @draws
 @given(scan_arguments())
+@example({**SMALL, 'reverse': torch.rand(2)})
+@example({**SMALL, 'backend': [1, 2, 3]})
 def test_selective_scan(arguments):
     try:
         result = selective_scan(**arguments)
