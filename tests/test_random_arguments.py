@@ -4,7 +4,6 @@ The default is a small, fixed selection. ``MMVIM_RANDOM_DRAWS=2000`` draws as ma
 new ones each time; what was found is kept as ``@example``.
 """
 
-import math
 import os
 import re
 
@@ -142,7 +141,8 @@ scales = st.lists(st.sampled_from([4, 2, 1, 0.5]), min_size=1, max_size=4)
 )
 @example(widths=8, arguments=dict(scales=0.5), maps=1, size=(8, 8))
 @example(widths=8, arguments=dict(scales=float('nan')), maps=1, size=(8, 8))
-@example(widths=8, arguments={}, maps=1, size=(1, 1))
+@example(widths=8, arguments={}, maps=1, size=(5, 1))
+@example(widths=[8, 1, 1, 6], arguments=dict(out_channels=4), maps=4, size=(8, 11))
 def test_neck(widths, arguments, maps, size):
     try:
         neck = SimpleFeaturePyramid(widths, **arguments)
@@ -155,7 +155,7 @@ def test_neck(widths, arguments, maps, size):
     factors = arguments.get('scales', (4, 2, 1, 0.5))
     assert len(outputs) == (arguments.get('num_outs') or len(factors))
     for output, factor in zip(outputs, factors):  # noqa: B905  (further ones are subsampled)
-        assert output.shape[2:] == tuple(math.ceil(side * factor) for side in size)
+        assert output.shape[2:] == tuple(max(int(side * factor), 1) for side in size)
         if arguments.get('out_channels'):
             assert output.shape[1] == arguments['out_channels']
     finite(*outputs)

@@ -126,9 +126,8 @@ def bidirectional_selective_scan(
     forward, backward = Direction(*forward), Direction(*backward)
     check_bidirectional_scan(forward, backward, z, scale)
     refuse_forward_mode('bidirectional_selective_scan', *forward, *backward, z)
-    call = BidirectionalCall(
-        forward, backward, z, flag('delta_softplus', delta_softplus), float(scale)
-    )
+    softplus = flag('delta_softplus', delta_softplus)
+    call = BidirectionalCall(forward, backward, z, softplus, float(scale))
     u = forward.u
     return choose_backend(backend, u.device.type, u.dtype, call).bidirectional_scan(call)
 
