@@ -85,7 +85,8 @@ backbone_arguments = some(
     frozen_stages=integers,
     with_cp=booleans,
 )
-NAMES_OF_ARCH = ['arch', 'embed_dims', 'depth', 'd_state', 'd_conv', 'expand']
+# rope_grid is derived from img_size and patch_size where it is not given.
+NAMES = ['arch', 'embed_dims', 'depth', 'd_state', 'd_conv', 'expand', 'rope_grid']
 
 
 @draws
@@ -94,6 +95,12 @@ NAMES_OF_ARCH = ['arch', 'embed_dims', 'depth', 'd_state', 'd_conv', 'expand']
     arguments=backbone_arguments,
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     training=booleans,
+)
+@example(
+    arch=dict(embed_dims=4, depth=1),
+    arguments=dict(rope=True, img_size=1),
+    size=(7, 3),
+    training=True,
 )
 def test_backbone(arch, arguments, size, training):
     torch.manual_seed(0)
@@ -104,7 +111,7 @@ def test_backbone(arch, arguments, size, training):
         model = VisionMamba(arch, **arguments).train(training)
         outputs = model(torch.rand(2, channels, *size))
     except (ValueError, TypeError) as error:
-        refused(error, [*NAMES_OF_ARCH, *arguments])
+        refused(error, [*NAMES, *arguments])
         return
     grid = tuple(max(0, -((patch - side) // stride)) + 1 for side in size)
     dims = arch['embed_dims']
