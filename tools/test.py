@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, DumpResults
-from mmengine.runner import Runner
 
 import mmvim  # noqa: F401  (registers the models)
+from mmvim.engine import build_runner
 from mmvim.utils.data import evaluator_dicts
 from mmvim.utils.launch import (
     UserError,
@@ -101,7 +101,7 @@ def main() -> None:
         if cfg.default_scope != 'mmseg':
             raise UserError(f'--out must be a .pkl file for {cfg.default_scope}, got {args.out}')
         write_label_maps(cfg, args.out)
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     if pickled:
         runner.test_evaluator.metrics.append(prediction_dump(cfg.default_scope, args.out))
     runner.test()

@@ -2,9 +2,9 @@
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import Runner
 
 import mmvim  # noqa: F401  (registers the models)
+from mmvim.engine import build_runner
 from mmvim.utils.launch import (
     UserError,
     check_data,
@@ -23,7 +23,8 @@ def parse_args():
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='continue from this checkpoint; without a value, from the latest in the work dir',
+        help='continue from this checkpoint; without a value, from the newest '
+        'one in the work dir that is whole',
     )
     parser.add_argument(
         '--amp',
@@ -55,6 +56,15 @@ def use_amp(cfg: Config, dtype: str) -> None:
         cfg.optim_wrapper.dtype = dtype
 
 
+def resume_from(cfg: Config, checkpoint: str) -> None:
+    """Continue a training from a file, or from the newest in the work dir (``'auto'``)."""
+    if checkpoint == 'auto' and 'runner_type' not in cfg:
+        cfg.resume = 'auto'  # keeps load_from for a training that has no checkpoint yet
+    else:
+        cfg.resume = True
+        cfg.load_from = None if checkpoint == 'auto' else checkpoint
+
+
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
@@ -67,10 +77,9 @@ def main() -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        resume_from(cfg, args.resume)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
-    Runner.from_cfg(cfg).train()
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -34,6 +34,13 @@ def check_tensor(name: str, x, like: Tensor | None = None, like_name: str = 'u')
         )
 
 
+def flag(name: str, value) -> bool:
+    """``value`` as a bool; raises where it is none (0 and 1 count as one)."""
+    if not isinstance(value, int):
+        raise TypeError(f'{name} must be True or False, got {type(value).__name__}')
+    return bool(value)
+
+
 def check_shape(name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
     """Raise unless ``x`` has this shape."""
     if tuple(x.shape) != shape:

@@ -9,6 +9,7 @@ from .checks import (
     check_conv1d,
     check_scan,
     check_segment,
+    flag,
     refuse_forward_mode,
 )
 
@@ -81,9 +82,10 @@ def selective_scan(
     check_scan(u, delta, A, B, C, D, z, delta_bias)
     direction = Direction(u, delta, A, B, C, D, delta_bias)
     refuse_forward_mode('selective_scan', *direction, z)
-    call = ScanCall(direction, z, bool(delta_softplus), bool(reverse))
+    with_state = flag('return_last_state', return_last_state)
+    call = ScanCall(direction, z, flag('delta_softplus', delta_softplus), flag('reverse', reverse))
     out, last_state = choose_backend(backend, u.device.type, u.dtype, call).scan(call)
-    return (out, last_state) if return_last_state else out
+    return (out, last_state) if with_state else out
 
 
 def bidirectional_selective_scan(
@@ -124,7 +126,8 @@ def bidirectional_selective_scan(
     forward, backward = Direction(*forward), Direction(*backward)
     check_bidirectional_scan(forward, backward, z, scale)
     refuse_forward_mode('bidirectional_selective_scan', *forward, *backward, z)
-    call = BidirectionalCall(forward, backward, z, bool(delta_softplus), float(scale))
+    softplus = flag('delta_softplus', delta_softplus)
+    call = BidirectionalCall(forward, backward, z, softplus, float(scale))
     u = forward.u
     return choose_backend(backend, u.device.type, u.dtype, call).bidirectional_scan(call)
 
@@ -168,7 +171,7 @@ def causal_conv1d(
     check_conv1d(x, weight, bias, activation)
     refuse_forward_mode('causal_conv1d', x, weight, bias)
     taps = weight.squeeze(1) if weight.ndim == 3 else weight
-    call = Conv1dCall(x, taps, bias, activation == 'silu', bool(reverse))
+    call = Conv1dCall(x, taps, bias, activation == 'silu', flag('reverse', reverse))
     return choose_backend(backend, x.device.type, x.dtype, call).conv1d(call)
 
 
@@ -221,8 +224,8 @@ def scan_segment_(
     check_segment(out, state, direction, z)
     refuse_forward_mode('scan_segment_', out, state, *direction, z)
     call = SegmentCall(
-        *(out, state, direction, z, bool(delta_softplus)),
-        *(bool(reverse), bool(accumulate), float(scale)),
+        *(out, state, direction, z, flag('delta_softplus', delta_softplus)),
+        *(flag('reverse', reverse), flag('accumulate', accumulate), float(scale)),
     )
     choose_backend(backend, u.device.type, u.dtype, call).scan_segment_(call)
 

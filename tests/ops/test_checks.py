@@ -40,6 +40,10 @@ BAD = [
     ('z', 1.0, TypeError, 'z must be a tensor, got float'),
     ('delta_bias', x(6, 1), ValueError, 'delta_bias must have shape'),
     ('delta_bias', x(6).to(torch.float8_e5m2), TypeError, 'delta_bias must be float64'),
+    ('reverse', x(2), TypeError, 'reverse must be True or False, got Tensor'),
+    ('delta_softplus', None, TypeError, 'delta_softplus must be True or False, got NoneType'),
+    ('return_last_state', 'no', TypeError, 'return_last_state must be True or False, got str'),
+    ('backend', ['cpp'], ValueError, r"backend must be None or one of .*got \['cpp'\]"),
     ('backend', 'fast', ValueError, r"backend must be None or one of \(.*'torch'.*got 'fast'"),
 ]
 

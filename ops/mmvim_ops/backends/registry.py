@@ -112,7 +112,7 @@ def choose_backend(
 
 
 def _find(name: str) -> Backend:
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f'backend must be None or one of {available_backends()}, got {name!r}')
     return BACKENDS[name]
 
