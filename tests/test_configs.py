@@ -82,7 +82,7 @@ def test_every_direction_has_a_segmenter_that_differs_in_nothing_else():
 def test_batch_norm_is_plain_until_training_is_distributed():
     for path in SEGMENTATION:
         cfg = Config.fromfile(path)
-        assert 'SyncBN' not in cfg.pretty_text
+        assert 'SyncBN' not in str(cfg.to_dict())
         assert cfg.sync_bn == 'torch'
 
 
