@@ -1,0 +1,1 @@
+from .pictures import PictureError, read_picture
