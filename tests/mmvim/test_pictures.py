@@ -76,6 +76,17 @@ def test_files_are_turned_as_exif_says(tmp_path, name, orientation):
     np.testing.assert_allclose(read, upright(scene(), orientation), rtol=0, atol=close)
 
 
+@pytest.mark.parametrize('mode', ['1', 'L', 'P', 'RGBA', 'CMYK'])
+@pytest.mark.parametrize('orientation', [3, 5, 6, 7, 8])
+def test_an_uncompressed_tiff_of_any_mode_is_turned(tmp_path, mode, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = Image.fromarray(scene()).convert(mode)
+    image.save(tmp_path / 'a.tif', exif=exif)
+    expected = upright(np.array(image.convert('RGB')), orientation)
+    np.testing.assert_array_equal(read_picture(tmp_path / 'a.tif'), expected)
+
+
 @pytest.mark.parametrize('name', ['a.png', 'a.tif'])
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -163,11 +174,8 @@ def test_cmyk_becomes_rgb(tmp_path):
 @pytest.mark.parametrize('name', ['a.png', 'a.tif', 'a.pgm', 'a.ppm'])
 @pytest.mark.parametrize('bits', [10, 12, 14, 16])
 def test_samples_of_16_bits_are_scaled_by_the_range_they_use(tmp_path, name, bits):
-    shape = (1, 3, 3) if name == 'a.ppm' else (1, 3)
-    samples = np.array([0, (2**bits - 1) // 5, 2**bits - 1], np.uint16)
-    write_deep(
-        tmp_path / name, np.broadcast_to(samples.reshape(1, 3, *[1] * len(shape[2:])), shape)
-    )
+    samples = np.array([[0, (2**bits - 1) // 5, 2**bits - 1]], np.uint16)
+    write_deep(tmp_path / name, np.dstack([samples] * 3) if name == 'a.ppm' else samples)
     read = load_picture(tmp_path / name)
     assert read.pixels[0, :, 0].tolist() == [0, 51, 255]
     assert read.notes == (f'16-bit samples were read as {bits}-bit',)
