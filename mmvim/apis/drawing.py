@@ -20,8 +20,8 @@ def draw_label_map(
 ) -> Image.Image:
     """The picture under its classes' colours, with a name in the largest region of each.
 
-    mmseg's visualiser draws the like; it sorts the pixels of every class in Python, which takes
-    minutes for a photo, and it writes names over regions too small for them.
+    mmseg's visualiser draws the like. It sorts the pixels of every class in Python, which takes
+    seconds for each megapixel, and it writes names over regions too small for them.
 
     Args:
         picture (np.ndarray): (H, W, 3) of uint8.

@@ -179,10 +179,8 @@ class Classes(Results):
 
     def write(self, source, picture, sample) -> Image.Image | None:
         scores, labels = sample.pred_score.topk(min(TOP, len(self.classes)))
-        best = [
-            (k, self.classes[k], s) for k, s in zip(labels.tolist(), scores.tolist(), strict=True)
-        ]
-        row = [value for k, name, score in best for value in (k, name, f'{score:.4f}')]
+        best = list(zip(labels.tolist(), scores.tolist(), strict=True))
+        row = [v for k, score in best for v in (k, self.classes[k], f'{score:.4f}')]
         self.writer.writerow([str(source.path), *row])
         self.file.flush()  # a run that is stopped leaves what it has
         if not self.draws:
