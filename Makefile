@@ -6,7 +6,7 @@ PY = $(VENV)/bin/python
 # Threads wait for each other asleep, not spinning: much faster where the cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo demo-det test test-cls lint clean-env
+.PHONY: help install demo demo-det test test-cls lint docs clean-env
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3] [VENV=.venv] [MMVIM_TORCH=auto|cpu|cuda]'
@@ -31,9 +31,17 @@ test-cls: ## classification: the environment in .venv-cls and its tests [PYTEST_
 	@tools/install.sh
 	$(PY) -m pytest tests/cls tests/mmvim/test_finite.py $(PYTEST_ARGS)
 
-lint: install ## ruff: rules and format
+lint: install ## rules and format (ruff), types (mypy), shell scripts (shellcheck)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/shellcheck tools/*.sh ops/*.sh .ci/run
+
+# The API pages are read from the sources, not imported: this environment has no torch.
+docs: ## build the documentation in site/, by an environment of its own in .venv-docs
+	@test -x $(VENV)-docs/bin/pip || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/pip install -q -r docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
 
 clean-env: ## remove the environment (asks nothing, says what)
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then \
