@@ -41,7 +41,8 @@ lint: install ## rules and format (ruff), types (mypy), shell scripts (shellchec
 docs: ## build the documentation in site/, by an environment of its own in .venv-docs
 	@test -x $(VENV)-docs/bin/pip || $(PYTHON) -m venv $(VENV)-docs
 	$(VENV)-docs/bin/pip install -q -r docs/requirements.txt
-	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+	$(VENV)-docs/bin/sphinx-build -q -W --keep-going docs site
+	@echo 'site/index.html'
 
 clean-env: ## remove the environment (asks nothing, says what)
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then \
