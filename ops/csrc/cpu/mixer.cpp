@@ -174,7 +174,7 @@ struct Mixer {
   Tensor through_norm(const Tensor& x, const Tensor& grad, const Tensor& grad_weight) const {
     if (!norm_weight.defined()) return grad;
     Tensor factor = norm_scale(x, norm_eps), unit = x * factor;
-    grad_weight.add_((grad * unit).sum({0, 1}));
+    grad_weight.add_((grad * unit).sum(at::IntArrayRef{0, 1}));
     grad.mul_(norm_weight);
     Tensor along = at::linalg_vecdot(grad, unit).unsqueeze(-1).div_(double(x.size(-1)));
     return grad.addcmul_(unit, along, -1).mul_(factor);
@@ -275,9 +275,9 @@ struct Mixer {
       }
       add_weight_gradient(grad_in, grad_xz, normed(images));
       some(grad_tokens).copy_(through_norm(images, product(grad_xz, in_columns), grad_norm));
-      if (in_bias.defined()) grad_in_bias.add_(grad_xz.sum({0, 1}));
+      if (in_bias.defined()) grad_in_bias.add_(grad_xz.sum(at::IntArrayRef{0, 1}));
     }
-    if (out_bias.defined()) grad_out_bias.add_(grad_out.sum({0, 1}));
+    if (out_bias.defined()) grad_out_bias.add_(grad_out.sum(at::IntArrayRef{0, 1}));
     std::vector<Tensor> all{grad_tokens, grad_norm, grad_in, grad_in_bias, grad_out_weight, grad_out_bias};
     for (const Branch& g : grads)
       for (const Tensor& x : {g.conv_weight, g.conv_bias, g.x_proj, g.dt_proj, g.dt_bias, g.A, g.D})
