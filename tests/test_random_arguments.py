@@ -148,6 +148,7 @@ scales = st.lists(st.sampled_from([4, 2, 1, 0.5]), min_size=1, max_size=4)
 )
 @example(widths=8, arguments=dict(scales=0.5), maps=1, size=(8, 8))
 @example(widths=8, arguments=dict(scales=float('nan')), maps=1, size=(8, 8))
+@example(widths=8, arguments=dict(scales=(), num_outs=1), maps=1, size=(8, 8))
 @example(widths=8, arguments={}, maps=1, size=(5, 1))
 @example(widths=[8, 1, 1, 6], arguments=dict(out_channels=4), maps=4, size=(8, 11))
 def test_neck(widths, arguments, maps, size):
