@@ -88,6 +88,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f'--batch-size must be positive, got {args.batch_size}')
     if args.depth is not None and not 8 <= args.depth <= 16:
         parser.error(f'--depth must be from 8 to 16, got {args.depth}')
+    if args.out_dir.exists() and not args.out_dir.is_dir():
+        parser.error(f'--out-dir must be a folder, and {args.out_dir} is a file')
     for name in ('score_thr', 'opacity'):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:

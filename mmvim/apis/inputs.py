@@ -56,10 +56,13 @@ def find_pictures(inputs: Sequence[str], out_dir: Path) -> tuple[list[Source], l
             skipped[Path(given)] = 'there is no such file or folder'
         for path, name in found:
             place = path.resolve()
-            if place in seen or place.is_relative_to(out_dir):
+            within = place.is_relative_to(out_dir)
+            if place in seen or (within and path != Path(given)):
                 continue
             seen.add(place)
-            if is_picture(path):
+            if within:
+                skipped[path] = 'it lies in the folder for results'
+            elif is_picture(path):
                 pictures[path] = name
             else:
                 skipped[path] = f'unknown type {path.suffix}'.rstrip()

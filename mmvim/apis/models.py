@@ -10,11 +10,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmvim.engine.checkpoint_hook import fit_checkpoint
-from mmvim.utils import CheckpointError
+from mmvim.utils import CheckpointError, load_checkpoint
 from mmvim.utils.launch import EXTRAS, UserError, read_config
 
 from .pipelines import inner_datasets
@@ -63,7 +62,7 @@ def load_model(
         config.model.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(scope):
         model = revert_sync_batchnorm(MODELS.build(config.model))
-        content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
+        content = load_checkpoint(str(checkpoint))
         _fill(model, content, str(checkpoint))
         model.dataset_meta = _names_and_colours(model, content, config)
     model.cfg = config

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ['Picture', 'PictureError', 'is_picture', 'load_picture', 'read_picture', 'to_rgb']
 
@@ -90,10 +90,11 @@ def load_picture(path: str | Path, depth: int | None = None) -> Picture:
         raise PictureError('there is no such file') from None
     except PictureError:
         raise
+    except UnidentifiedImageError:
+        raise PictureError('broken, or no picture') from None
     # Decoders of broken files raise almost anything: OSError, SyntaxError, struct.error, ….
     except Exception as error:
-        reason = str(error).replace(repr(str(path)), 'it').strip() or type(error).__name__
-        raise PictureError(f'broken, or no picture ({reason})') from None
+        raise PictureError(f'broken, or no picture ({error or type(error).__name__})') from None
 
 
 def _decode(image: Image.Image, path: Path, depth: int | None) -> Picture:

@@ -1,9 +1,11 @@
 """Predictions in Python, against those of mmseg's and mmdet's own functions."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from PIL import Image
 from tiny_models import DETECTOR, SEGMENTOR, write_checkpoint, write_config
@@ -43,7 +45,7 @@ def by_mmseg(model, picture: np.ndarray) -> torch.Tensor:
     from mmseg.apis import inference_model
 
     # It reads the pipeline and changes it.
-    before, model.cfg = model.cfg, model.cfg.copy()
+    before, model.cfg = model.cfg, copy.deepcopy(model.cfg)
     with DefaultScope.overwrite_default_scope('mmseg'):
         result = inference_model(model, np.ascontiguousarray(picture[..., ::-1]))
     model.cfg = before
@@ -65,7 +67,7 @@ def test_a_label_map_is_mmsegs_given_bgr(segmentor, size):
 def test_a_label_map_is_as_large_as_its_picture(segmentor, monkeypatch, at_a_time):
     # ADE20K's test pipeline makes pictures smaller for the network.
     monkeypatch.setattr(prediction, 'SCORES_AT_A_TIME', at_a_time)
-    before, segmentor.cfg = segmentor.cfg, segmentor.cfg.copy()
+    monkeypatch.setattr(segmentor, 'cfg', copy.deepcopy(segmentor.cfg))
     # The first is what data sets are tested with, the second what mmseg's function takes.
     for steps in (segmentor.cfg.test_dataloader.dataset.pipeline, segmentor.cfg.test_pipeline):
         steps.insert(1, dict(type='Resize', scale=(64, 64), keep_ratio=True))
@@ -73,7 +75,14 @@ def test_a_label_map_is_as_large_as_its_picture(segmentor, monkeypatch, at_a_tim
     (sample,) = predict(segmentor, picture)
     assert sample.ori_shape == (150, 211) and 'seg_logits' not in sample
     assert torch.equal(sample.pred_sem_seg.data, by_mmseg(segmentor, picture))
-    segmentor.cfg = before
+
+
+def test_sliding_windows_are_mmsegs(segmentor, monkeypatch):
+    windows = ConfigDict(mode='slide', crop_size=(64, 64), stride=(40, 40))
+    monkeypatch.setattr(segmentor, 'test_cfg', windows)
+    picture = scene(80, 100)
+    (sample,) = predict(segmentor, picture)
+    assert torch.equal(sample.pred_sem_seg.data, by_mmseg(segmentor, picture))
 
 
 def test_a_picture_in_a_batch_is_predicted_as_if_alone(segmentor, detector):
@@ -150,14 +159,13 @@ def test_a_checkpoint_must_fill_the_model(segmentor_files, tmp_path):
         load_model(config, tmp_path / 'other.pth', 'cpu')
 
 
-def test_what_cannot_be_used_is_named(segmentor_files, segmentor):
+def test_what_cannot_be_used_is_named(segmentor_files, segmentor, monkeypatch):
     config, checkpoint = segmentor_files
     with pytest.raises(UserError, match='device nonsense cannot be used'):
         load_model(config, checkpoint, 'nonsense')
     with pytest.raises(UserError, match='default_scope must be one of mmseg, mmdet, mmpretrain'):
         load_model(config, checkpoint, 'cpu', dict(default_scope='mmagic'))
-    before, segmentor.cfg = segmentor.cfg, segmentor.cfg.copy()
+    monkeypatch.setattr(segmentor, 'cfg', copy.deepcopy(segmentor.cfg))
     segmentor.cfg.test_dataloader.dataset.pipeline[0].color_type = 'unchanged'
     with pytest.raises(UserError, match='must begin with LoadImageFromFile'):
         predict(segmentor, scene(64, 64))
-    segmentor.cfg = before

@@ -71,6 +71,8 @@ def test_results_of_an_earlier_call_are_no_inputs(home):
     (home / 'trip/out/a.jpg').touch()
     assert 'trip/out/a.jpg' not in found('trip', out_dir='trip/out')
     assert 'trip/out/a.jpg' in found('trip', out_dir='elsewhere')
+    _, skipped = find_pictures(['trip/out/a.jpg'], Path('trip/out'))
+    assert skipped == [(Path('trip/out/a.jpg'), 'it lies in the folder for results')]
 
 
 def test_results_do_not_overwrite_each_other(home):

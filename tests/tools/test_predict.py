@@ -24,12 +24,11 @@ def rows(path: Path) -> list[dict]:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(monkeypatch, capsys, tmp_path, guard):
     """Calls the tool in this process and in an empty folder; returns what it prints."""
     spec = importlib.util.spec_from_file_location('predict_tool', ROOT / 'tools' / 'predict.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, 'guard_checkpoints', lambda trust: None)  # it is for good
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments) -> str:
