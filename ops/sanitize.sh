@@ -11,7 +11,7 @@ trap 'rm -rf "$here"' EXIT
 flags='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1'
 cp -r ops/mmvim_ops "$here"
 rm -f "$here"/mmvim_ops/*.so
-MMVIM_OPS_CXXFLAGS=$flags "$python" setup.py -q build_ext --build-temp "$here/build" --build-lib "$here"
+(cd ops && MMVIM_OPS_CXXFLAGS=$flags "$python" setup.py -q build_ext --build-temp "$here/build" --build-lib "$here")
 test -f "$here/mmvim_ops/_cpp.so"
 
 # Python and torch are not instrumented: the runtimes come first, and what those leak is not asked.

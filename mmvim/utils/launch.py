@@ -77,9 +77,14 @@ def command_line(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def read_config(path: str, options: dict | None = None) -> Config:
     """Read a config and change the settings that ``options`` (``--cfg-options``) name.
 
+    ``configs/vim/….py`` that is not there is the one that came with the package.
+
     Raises:
         UserError: There is no such file, or the package of its scope is not installed.
     """
+    shipped = Path(__file__).parents[1] / '.mim' / path
+    if not Path(path).is_file() and shipped.is_file():
+        path = str(shipped)
     if not Path(path).is_file():
         raise UserError(f'config {path}: there is no such file')
     try:

@@ -17,7 +17,7 @@ from mmvim_ops.backends.cuda import structures
 sys.path.insert(0, str(Path(__file__).parents[3] / 'ops'))
 import build_interface
 
-LIBRARIES = {cpp: schemas.interface(), cuda: structures.interface()}
+LIBRARIES = {cpp: schemas.library_interface(torch.__version__), cuda: structures.interface()}
 each_library = pytest.mark.parametrize('module', LIBRARIES, ids=['cpp', 'cuda'])
 
 
