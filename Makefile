@@ -6,22 +6,26 @@ PY = $(VENV)/bin/python
 # Threads wait for each other asleep, not spinning: much faster where the cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo demo-det test test-cls lint clean-env
+.PHONY: help install demo demo-det test test-all test-cls lint clean-env
 
 help: ## this list
-	@echo 'make TARGET [PYTHON=python3] [VENV=.venv] [MMVIM_TORCH=auto|cpu|cuda]'
+	@echo 'make TARGET [PYTHON=python3] [VENV=.venv] [MMVIM_TORCH=auto|cpu|cuda] [MMVIM_STACK=openmmlab|onedl]'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: ## build the environment in .venv; does nothing when it is complete
 	@tools/install.sh
 
-demo: install ## segmentation: train, test and draw on generated images [DEMO_ARGS=...]
+demo: ## segmentation: train, test and draw on generated images [DEMO_ARGS=...]
+	@MMVIM_TASKS=seg tools/install.sh
 	$(PY) tools/demo.py $(DEMO_ARGS)
 
 demo-det: install ## the same for detection
 	$(PY) tools/demo.py --task detection $(DEMO_ARGS)
 
-test: install ## the test suite [PYTEST_ARGS=...]
+test: install ## the test suite without what is marked slow [PYTEST_ARGS=...]
+	$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-all: install ## the whole test suite [PYTEST_ARGS=...]
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 # mmpretrain needs torchvision, hence the CUDA build of torch: an environment of its own.

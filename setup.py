@@ -10,7 +10,6 @@ import os
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 from setuptools import setup
 
@@ -39,7 +38,7 @@ def installed() -> set[str]:
 
     -E, as pip's isolated builds hide them behind PYTHONPATH.
     """
-    names = "import importlib.metadata as m; print(*(d.metadata['Name'] for d in m.distributions()))"
+    names = 'import importlib.metadata as m; print(*(d.name for d in m.distributions()))'
     command = [sys.executable, '-E', '-c', names]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
@@ -47,7 +46,7 @@ def installed() -> set[str]:
 here = installed()
 stack = os.environ.get('MMVIM_STACK') or ('onedl' if 'onedl-mmengine' in here else 'openmmlab')
 if stack not in STACKS:
-    sys.exit(f'MMVIM_STACK must be one of {", ".join(STACKS)}, got {stack}')
+    raise ValueError(f'MMVIM_STACK must be one of {", ".join(STACKS)}, got {stack}')
 needs = STACKS[stack]
 version = runpy.run_path('ops/mmvim_ops/version.py')['__version__']
 test = [

@@ -35,7 +35,7 @@ if X86_64:
         '-mfma',
         '-mprefer-vector-width=512',
     ]
-OPERATORS = ('scan.cpp', 'conv1d.cpp', 'mixer.cpp', 'dispatch.cpp')
+OPERATORS = ('operators.cpp', 'dispatch.cpp')
 INTERFACE = 'interface.cpp'  # no torch in it either
 COMMON = ['-O3', '-fPIC', '-g0', '-Wno-psabi', '-Wno-uninitialized', '-Wno-maybe-uninitialized']
 

@@ -11,7 +11,7 @@ from build_ops import BuildOps, extensions
 
 
 class Wheel(bdist_wheel):
-    """The libraries have no Python in them: a wheel that has them is for one platform, any Python."""
+    """The libraries have no Python in them, so their wheel serves every Python of a platform."""
 
     def get_tag(self):
         return 'py3', 'none', super().get_tag()[2]

@@ -90,7 +90,7 @@ def test_opcheck_of_the_cpp_conv1d(bias):
     'backend, compiler',
     [
         *((name, 'aot_eager') for name in CPU_BACKENDS),
-        pytest.param('cpp', 'inductor', marks=needs_cpp),  # compiles C++ itself: once is enough
+        pytest.param('cpp', 'inductor', marks=[needs_cpp, pytest.mark.slow]),
     ],
 )
 def test_compiles_into_one_graph(backend, compiler):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from build_emulation import KERNELS, find_compiler
 
 from mmvim_ops.backends import compiled, schemas
