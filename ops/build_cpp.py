@@ -92,7 +92,7 @@ class BuildOps(build_ext):
             if name in KERNELS:
                 return self.compile_one(name, [], ['-std=c++17', *KERNELS[name], *extra])
             if name == INTERFACE:
-                flags = ['-std=c++17', build_interface.cpp_flag(torch), *extra]
+                flags = ['-std=c++17', build_interface.cpp_flag(torch.version), *extra]
                 return self.compile_one(name, [], flags)
             return self.compile_one(name, [torch.include], [*torch_flags(torch), *extra])
 
