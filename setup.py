@@ -51,6 +51,7 @@ needs = STACKS[stack]
 version = runpy.run_path('ops/mmvim_ops/version.py')['__version__']
 test = [
     'pytest',
+    'pytest-xdist',
     'ruff',
     'hypothesis',
     'triton>=3.3; platform_system == "Linux"',

@@ -239,6 +239,13 @@ def test_classification_has_an_environment_of_its_own(checkout, own_torch):
     assert not checkout.env.exists()
 
 
+@pytest.mark.parametrize(('target', 'fast'), [('test', True), ('test-all', False)])
+def test_the_slow_tests_are_left_out_of_make_test_only(checkout, target, fast):
+    assert checkout.make(target).returncode == 0
+    assert '-m pytest -n auto' in checkout.called[-1]
+    assert ('not slow' in checkout.called[-1]) is fast
+
+
 def test_help_is_the_default_and_names_the_targets(checkout):
     done = checkout.make('help')
     for target in ('install', 'demo', 'test', 'lint', 'clean-env'):
