@@ -1,6 +1,6 @@
-// The whole token mixer: projections, convolutions, scans and gate, a segment of tokens at a time, so
-// that what lies between the projections stays in the cache and never exists for a whole sequence.
-// The scans' states are handed on from segment to segment.
+// The whole token mixer: projections, convolutions, scans and gate, a segment of tokens at a time.
+// What lies between the projections stays in the cache and never exists for a whole sequence. The
+// scans' states are handed on from segment to segment.
 //
 // Forward keeps the states in which segments start and the scan's checkpoints inside of them.
 // Backward goes through the segments against each scan's order, computes a segment's tensors again
@@ -21,8 +21,8 @@ constexpr int64_t kTokens = 1024;
 // What is stored for backward.
 enum Save { kNothing = 0, kProjection = 1, kStatesOnly = 2 };
 
-// x @ weightᵀ + bias of contiguous (batch, length, in) tokens: (batch, length, out). For float32 a
-// 1 x 1 convolution: oneDNN uses all of the vector width, torch's BLAS half of it on AMD processors.
+// x @ weightᵀ + bias of contiguous (batch, length, in) tokens: (batch, length, out). In float32 it
+// is a 1 x 1 convolution: oneDNN uses the whole vector width, torch's BLAS half of it on AMD.
 // With few channels torch would not ask oneDNN.
 bool as_convolution(const Tensor& x, const Tensor& weight) {
   return x.scalar_type() == at::kFloat && x.numel() > 0 && weight.size(0) >= 32
@@ -127,7 +127,8 @@ struct Mixer {
         norm_eps(norm_eps), batch(tokens_.size(0)),
         length(tokens_.size(1)), inner(in_weight.size(0) / 2) {
     std::reverse(branches.begin(), branches.end());
-    together = std::clamp<int64_t>(kTokens / std::max<int64_t>(length, 1), 1, std::max<int64_t>(batch, 1));
+    together = kTokens / std::max<int64_t>(length, 1);
+    together = std::clamp<int64_t>(together, 1, std::max<int64_t>(batch, 1));
     int64_t count = count_segments(length);
     for (int64_t i = 0; i < count; i++)
       segments.push_back({length * i / count, length * (i + 1) / count});
@@ -245,7 +246,8 @@ struct Mixer {
                                const std::vector<Tensor>& saved_states) const {
     Tensor grad_out = grad_out_.contiguous(), grad_tokens = fresh_like(tokens);
     auto zeros = [](const Tensor& x) { return x.defined() ? at::zeros_like(x) : x; };
-    Tensor grad_norm = zeros(norm_weight), grad_in = zeros(in_weight), grad_in_bias = zeros(in_bias);
+    Tensor grad_norm = zeros(norm_weight);
+    Tensor grad_in = zeros(in_weight), grad_in_bias = zeros(in_bias);
     Tensor grad_out_weight = zeros(out_weight), grad_out_bias = zeros(out_bias);
     std::vector<Branch> grads;
     for (const Branch& p : branches) grads.push_back(p.zeros());
@@ -330,12 +332,13 @@ Branch branch(const Tensor& conv_weight, const OptionalTensor& conv_bias, const 
           packed(D.value_or(Tensor())), reverse, conv_reverse};
 }
 
-// The operators' arguments, as in mmvim_ops/backends/schemas.py. A second direction is there if its conv_weight is.
+// The operators' arguments, as in mmvim_ops/backends/schemas.py. A second direction is there if its
+// conv_weight is.
 #define MMVIM_MIXER_ARGUMENTS                                                                      \
   const Tensor &tokens, const OptionalTensor &norm_weight, const Tensor &in_weight,                \
-      const OptionalTensor &in_bias, const Tensor &out_weight, const OptionalTensor &out_bias, const Tensor &conv_weight,         \
-      const OptionalTensor &conv_bias, const Tensor &x_proj, const Tensor &dt_proj,                \
-      const Tensor &dt_bias, const Tensor &A, const OptionalTensor &D,                             \
+      const OptionalTensor &in_bias, const Tensor &out_weight, const OptionalTensor &out_bias,     \
+      const Tensor &conv_weight, const OptionalTensor &conv_bias, const Tensor &x_proj,            \
+      const Tensor &dt_proj, const Tensor &dt_bias, const Tensor &A, const OptionalTensor &D,      \
       const OptionalTensor &conv_weight_b, const OptionalTensor &conv_bias_b,                      \
       const OptionalTensor &x_proj_b, const OptionalTensor &dt_proj_b,                             \
       const OptionalTensor &dt_bias_b, const OptionalTensor &A_b, const OptionalTensor &D_b,       \
@@ -351,9 +354,9 @@ Mixer mixer(MMVIM_MIXER_ARGUMENTS) {
                std::move(branches), scale, norm_eps);
 }
 #define MMVIM_MIXER_GIVEN                                                                          \
-  tokens, norm_weight, in_weight, in_bias, out_weight, out_bias, conv_weight, conv_bias, x_proj, dt_proj,       \
-      dt_bias, A, D, conv_weight_b, conv_bias_b, x_proj_b, dt_proj_b, dt_bias_b, A_b, D_b,         \
-      reversed, scale, norm_eps
+  tokens, norm_weight, in_weight, in_bias, out_weight, out_bias, conv_weight, conv_bias, x_proj,   \
+      dt_proj, dt_bias, A, D, conv_weight_b, conv_bias_b, x_proj_b, dt_proj_b, dt_bias_b, A_b,     \
+      D_b, reversed, scale, norm_eps
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mamba_mixer(MMVIM_MIXER_ARGUMENTS, int64_t save) {
   auto results = mixer(MMVIM_MIXER_GIVEN).forward(save);
