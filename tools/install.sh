@@ -113,9 +113,10 @@ check_machine() {
   version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
     fail "there is no Python at '$base'" 'install Python 3.11, or name one: PYTHON=/path/to/python3.11'
   [[ $STACK = onedl ]] || newest=12 # mmcv 2.1.0 does not build with a later one
-  [[ $version =~ ^3\.(1[0-9])$ ]] && ((BASH_REMATCH[1] <= newest)) ||
+  if ! [[ $version =~ ^3\.(1[0-9])$ ]] || ((BASH_REMATCH[1] > newest)); then
     fail "$base is Python $version; the packages of $STACK need 3.10 to 3.$newest" \
       'name one: PYTHON=/path/to/python3.11, or for Python 3.13 MMVIM_STACK=onedl'
+  fi
   "$base" -c 'import ensurepip, venv' 2>/dev/null || lacks "$base has no venv module"
   headers=$("$base" -c 'import sysconfig; print(sysconfig.get_path("include"))')
   [[ $TASKS != dense || -f $headers/Python.h ]] || lacks "$base has no C headers ($headers/Python.h)"

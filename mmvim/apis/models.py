@@ -129,7 +129,7 @@ def _num_classes(model: nn.Module) -> int | None:
     for head in heads:
         head = head[-1] if isinstance(head, nn.ModuleList) else head
         if getattr(head, 'num_classes', None) is not None:
-            return head.num_classes
+            return int(head.num_classes)
     return None
 
 

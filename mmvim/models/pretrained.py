@@ -146,7 +146,8 @@ def fit_state_dict(
         )
     print_log('; '.join([f'{name}: took {len(fitted)} entries of {source}', *done]), 'current')
     fitted = OrderedDict(fitted)
-    fitted._metadata = OrderedDict({'': {'version': 1, **_layout(model)}})
+    metadata = OrderedDict({'': {'version': 1, **_layout(model)}})
+    fitted._metadata = metadata  # type: ignore[attr-defined]
     return fitted
 
 
