@@ -128,8 +128,9 @@ def _num_classes(model: nn.Module) -> int | None:
     heads = [getattr(roi_head, 'bbox_head', None), *heads]
     for head in heads:
         head = head[-1] if isinstance(head, nn.ModuleList) else head
-        if getattr(head, 'num_classes', None) is not None:
-            return int(head.num_classes)
+        count: int | None = getattr(head, 'num_classes', None)
+        if count is not None:
+            return count
     return None
 
 

@@ -41,7 +41,7 @@ template <class T> struct ScanArgs {
   Sequence<T> out;           // backward writes it only if it gates, and unless null
   const T* first_state;      // (batch, channels, states) or null for zeros
   T* last_state;             // the same or null, forward only; may be first_state
-  T* checkpoints;            // (batch, chunks - 1, states, channels): h after each chunk but the
+  T* checkpoints;            // (batch, segments - 1, states, channels): h after each segment but the
                              // last; written by forward unless null, read by backward
 
   // backward only; sums over batch and splits are left to the caller
@@ -57,7 +57,7 @@ template <class T> struct ScanArgs {
 };
 
 // Steps between two checkpoints.
-constexpr int64_t kChunk = 160;
+constexpr int64_t kSegment = 160;
 // Of a convolution.
 constexpr int kMostTaps = 8;
 

@@ -10,7 +10,7 @@
 MMVIM_API const char mmvim_cpp_interface[] = "mmvim_ops interface " MMVIM_INTERFACE;
 
 MMVIM_API int64_t mmvim_cpp_constant(const char* name) {
-  if (!std::strcmp(name, "segment")) return mmvim::kChunk;      // steps between two saved states
+  if (!std::strcmp(name, "segment")) return mmvim::kSegment;      // steps between two saved states
   if (!std::strcmp(name, "most_taps")) return mmvim::kMostTaps;
   return -1;
 }

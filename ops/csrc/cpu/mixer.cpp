@@ -1,9 +1,9 @@
-// The whole token mixer: projections, convolutions, scans and gate, a segment of tokens at a time.
+// The whole token mixer: projections, convolutions, scans and gate, a stretch of tokens at a time.
 // What lies between the projections stays in the cache and never exists for a whole sequence. The
-// scans' states are handed on from segment to segment.
+// scans' states are handed on from stretch to stretch.
 //
-// Forward keeps the states in which segments start and the scan's checkpoints inside of them.
-// Backward goes through the segments against each scan's order, computes a segment's tensors again
+// Forward keeps the states in which stretches start and the scan's checkpoints inside of them.
+// Backward goes through the stretches against each scan's order, computes a stretch's tensors again
 // and hands the gradient of the state on.
 #include <torch/library.h>
 
@@ -77,8 +77,8 @@ struct Branch {
   }
 };
 
-// What a direction computes of a segment before its scan. The convolution sees some tokens more than
-// the segment has; `own` says where the segment begins among those that were `seen`.
+// What a direction computes of a stretch before its scan. The convolution sees some tokens more than
+// the stretch has; `own` says where the stretch begins among those that were `seen`.
 struct Selection {
   Range seen;
   int64_t own;
@@ -116,7 +116,7 @@ struct Mixer {
   std::vector<Branch> branches;               // in the order in which `out` is added up
   double scale, norm_eps;
   int64_t batch, length, inner, together;     // images that are worked through together
-  std::vector<Range> segments;
+  std::vector<Range> stretches;
 
   Mixer(const Tensor& tokens_, const OptionalTensor& norm_weight, const Tensor& in_weight,
         const OptionalTensor& in_bias, const Tensor& out_weight, const OptionalTensor& out_bias,
@@ -129,35 +129,35 @@ struct Mixer {
     std::reverse(branches.begin(), branches.end());
     together = kTokens / std::max<int64_t>(length, 1);
     together = std::clamp<int64_t>(together, 1, std::max<int64_t>(batch, 1));
-    int64_t count = count_segments(length);
+    int64_t count = count_stretches(length);
     for (int64_t i = 0; i < count; i++)
-      segments.push_back({length * i / count, length * (i + 1) / count});
+      stretches.push_back({length * i / count, length * (i + 1) / count});
   }
 
-  // Rows of inner * states numbers that are saved of one image and direction: for each segment the
-  // state it starts in and its checkpoints, as many as the longest segment has.
+  // Rows of inner * states numbers that are saved of one image and direction: for each stretch the
+  // state it starts in and its checkpoints, as many as the longest stretch has.
   static int64_t rows(int64_t length) {
-    int64_t segments = count_segments(length);
-    return segments * (1 + checkpoints((length + segments - 1) / segments));
+    int64_t stretches = count_stretches(length);
+    return stretches * (1 + checkpoints((length + stretches - 1) / stretches));
   }
-  static int64_t count_segments(int64_t length) {
+  static int64_t count_stretches(int64_t length) {
     return std::max<int64_t>(1, (length + kTokens / 2) / kTokens);
   }
-  static int64_t checkpoints(int64_t length) { return std::max<int64_t>(length - 1, 0) / kChunk; }
+  static int64_t checkpoints(int64_t length) { return std::max<int64_t>(length - 1, 0) / kSegment; }
 
-  // Where a segment of these images starts, (b, E, N), and its checkpoints, (b, saved, N, E).
+  // Where a stretch of these images starts, (b, E, N), and its checkpoints, (b, saved, N, E).
   std::pair<Tensor, Tensor> states(const Tensor& all, const Branch& p, int64_t first, int64_t b,
-                                   size_t segment) const {
-    int64_t per_segment = rows(length) / int64_t(segments.size());
-    int64_t begin = first * rows(length) + b * int64_t(segment) * per_segment;
-    int64_t count = checkpoints(segments[segment].size());
+                                   size_t stretch) const {
+    int64_t per_stretch = rows(length) / int64_t(stretches.size());
+    int64_t begin = first * rows(length) + b * int64_t(stretch) * per_stretch;
+    int64_t count = checkpoints(stretches[stretch].size());
     return {all.slice(0, begin, begin + b).view({b, inner, p.states()}),
             all.slice(0, begin + b, begin + b + b * count).view({b, count, p.states(), inner})};
   }
 
-  // Segments in the order of a scan, or against it.
+  // Stretches in the order of a scan, or against it.
   std::vector<size_t> order(const Branch& p, bool backward) const {
-    std::vector<size_t> indices(segments.size());
+    std::vector<size_t> indices(stretches.size());
     std::iota(indices.begin(), indices.end(), 0);
     if (p.reverse != backward) std::reverse(indices.begin(), indices.end());
     return indices;
@@ -213,7 +213,7 @@ struct Mixer {
         bool last = i + 1 == branches.size();
         Tensor state = at::zeros({b, inner, p.states()}, tokens.options());
         for (size_t s : order(p, false)) {
-          Range here = segments[s];
+          Range here = stretches[s];
           Tensor z, checkpoints;
           if (last) z = projected ? here.of(xz.slice(0, first, first + b).slice(2, inner))
                                   : project(here.of(images), inner, 2 * inner);
@@ -235,9 +235,9 @@ struct Mixer {
   }
 
   Tensor project_x(const Tensor& images) const {
-    if (segments.size() == 1) return project(images, 0, inner);
+    if (stretches.size() == 1) return project(images, 0, inner);
     Tensor x = fresh({images.size(0), length, inner}, images.options());
-    for (Range here : segments) here.of(x).copy_(project(here.of(images), 0, inner));
+    for (Range here : stretches) here.of(x).copy_(project(here.of(images), 0, inner));
     return x;
   }
 
@@ -266,11 +266,11 @@ struct Mixer {
         bool last = i + 1 == branches.size();
         Tensor grad_state = at::zeros({b, inner, p.states()}, tokens.options());
         for (size_t s : order(p, true)) {
-          Range here = segments[s];
+          Range here = stretches[s];
           auto [start, checkpoints] = states(saved_states[i], p, first, b, s);
           Tensor y = last ? fresh({b, here.size(), inner}, tokens.options()) : Tensor();
           Middle middle{start, grad_state, last ? y.transpose(1, 2) : y};
-          through_segment(p, grads[i], here, xz, here.of(grad_y), checkpoints, grad_x,
+          through_stretch(p, grads[i], here, xz, here.of(grad_y), checkpoints, grad_x,
                           here.of(grad_z), finish(i), middle);
           if (last) add_weight_gradient(grad_out_weight, here.of(grad_images).contiguous(), y);
         }
@@ -290,8 +290,8 @@ struct Mixer {
     return all;
   }
 
-  // One segment of one direction, backward: adds to the gradients of its parameters and of x.
-  void through_segment(const Branch& p, Branch& grad, Range here, const Tensor& xz,
+  // One stretch of one direction, backward: adds to the gradients of its parameters and of x.
+  void through_stretch(const Branch& p, Branch& grad, Range here, const Tensor& xz,
                        const Tensor& grad_y, const Tensor& checkpoints, const Tensor& grad_x,
                        const Tensor& grad_z, Finish finish, const Middle& middle) const {
     Selection chosen(p, xz.slice(2, 0, inner), here, length);
@@ -307,7 +307,7 @@ struct Mixer {
     Tensor grad_delta = g.delta.transpose(1, 2);                              // (b, l, E)
     Tensor grad_selected = at::cat({at::matmul(grad_delta, p.dt_proj), g.B.transpose(1, 2),
                                     g.C.transpose(1, 2)}, 2);                 // (b, l, R + 2 N)
-    // Several images come as one segment each, and one image is contiguous: always a view.
+    // Several images come as one stretch each, and one image is contiguous: always a view.
     grad_u.view({-1, inner}).addmm_(grad_selected.view({-1, grad_selected.size(2)}), p.x_proj);
     add_weight_gradient(grad.dt_proj, grad_delta, chosen.dt(p));
     add_weight_gradient(grad.x_proj, grad_selected, chosen.u);

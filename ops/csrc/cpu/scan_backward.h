@@ -1,6 +1,6 @@
 // The gradients of the scan.
 //
-// Per chunk, from the last to the first: the states are computed again from the checkpoint at its
+// Per segment, from the last to the first: the states are computed again from the checkpoint at its
 // start and kept with their decays, then the adjoint recurrence runs back over them. With g the
 // gradient of y, G_t = C_t g_t + X_{t+1} the gradient that reaches h_t and X_t = exp(Δ_t A) G_t
 // what goes on to h_{t-1}:
@@ -12,7 +12,7 @@
 
 namespace {
 
-// Forward over a chunk from the states `start`. What backward needs of every step is kept, kStates
+// Forward over a segment from the states `start`. What backward needs of every step is kept, kStates
 // vectors a step: the decay, and h before it.
 template <int N, class T, class MB, class MC>
 __attribute__((noinline)) void record(int steps, const Vec<T>* delta, const Vec<T>* scaled,
@@ -37,7 +37,7 @@ __attribute__((noinline)) void record(int steps, const Vec<T>* delta, const Vec<
   }
 }
 
-// Backward over the chunk: X is carried on, the gradients are added to.
+// Backward over the segment: X is carried on, the gradients are added to.
 template <int N, class T, class MB, class MC>
 __attribute__((noinline)) void retreat(int steps, const Vec<T>* delta, const Vec<T>* scaled,
                                        const Vec<T>* g, const Vec<T>* A, MB B, MC C,
@@ -68,7 +68,7 @@ __attribute__((noinline)) void retreat(int steps, const Vec<T>* delta, const Vec
 
 template <class T> struct Backward {
   using V = Vec<T>;
-  static constexpr int kSteps = int(mmvim::kChunk);
+  static constexpr int kSteps = int(mmvim::kSegment);
   const mmvim::ScanArgs<T>& args;
   // per block and state: A, A for `decay`, X, and the sums over time
   V *A, *A_scaled, *X, *B_constant, *C_constant, *grad_A, *grad_B_constant, *grad_C_constant;
@@ -97,8 +97,8 @@ template <class T> struct Backward {
   void run(const Task<T>& task) {
     const int64_t N = args.states;
     for (int64_t k = task.first; k < task.last; k++) begin(task, k);
-    for (int64_t chunk = (args.length - 1) / kSteps; chunk >= 0; chunk--) {
-      int64_t time = chunk * kSteps;
+    for (int64_t segment = (args.length - 1) / kSteps; segment >= 0; segment--) {
+      int64_t time = segment * kSteps;
       int steps = int(args.length - time < kSteps ? args.length - time : kSteps);
       if (args.B.varying) {
         pack(B, args.B, task.batch, task.group, time, steps, N);
@@ -204,8 +204,8 @@ template <class T> struct Backward {
 
   // The states before the first step.
   void load_checkpoint(const Window& w) {
-    int64_t chunk = w.time / kSteps, saved = (args.length - 1) / kSteps;
-    if (chunk == 0) {
+    int64_t segment = w.time / kSteps, saved = (args.length - 1) / kSteps;
+    if (segment == 0) {
       for (int64_t n = 0; n < args.states; n++) start[n] = V{};
       if (!args.first_state) return;
       const T* from = args.first_state + (w.batch * args.channels + w.channel) * args.states;
@@ -213,7 +213,7 @@ template <class T> struct Backward {
       return;
     }
     const T* from = args.checkpoints
-        + (w.batch * saved + chunk - 1) * args.states * args.channels + w.channel;
+        + (w.batch * saved + segment - 1) * args.states * args.channels + w.channel;
     load_states(start, from, 1, args.channels, args.states, w.lanes);
   }
 

@@ -7,7 +7,7 @@ namespace {
 // Steps whose vectors are in the first-level cache together. (batch, length, channels) memory of so
 // few lies in so few pages that the processor remembers where they are.
 constexpr int kTile = 32;
-static_assert(mmvim::kChunk % kTile == 0, "checkpoints are taken at the ends of tiles");
+static_assert(mmvim::kSegment % kTile == 0, "checkpoints are taken at the ends of tiles");
 
 // h and y of some states over one tile; y is added to.
 template <int N, class T, class MB, class MC>
@@ -99,10 +99,10 @@ template <class T> struct Forward {
     });
     finish(w);
 
-    int64_t end = w.time + w.steps, chunk = end / mmvim::kChunk;
-    if (args.checkpoints && end % mmvim::kChunk == 0 && end < args.length) {
-      int64_t saved = (args.length - 1) / mmvim::kChunk;
-      T* to = args.checkpoints + (w.batch * saved + chunk - 1) * args.states * args.channels;
+    int64_t end = w.time + w.steps, segment = end / mmvim::kSegment;
+    if (args.checkpoints && end % mmvim::kSegment == 0 && end < args.length) {
+      int64_t saved = (args.length - 1) / mmvim::kSegment;
+      T* to = args.checkpoints + (w.batch * saved + segment - 1) * args.states * args.channels;
       store_states(h + i, to + w.channel, 1, args.channels, args.states, w.lanes);
     }
   }

@@ -26,7 +26,7 @@ struct Direction {
   int64_t groups() const {
     return std::max(B.dim() == 4 ? B.size(1) : 1, C.dim() == 4 ? C.size(1) : 1);
   }
-  int64_t saved() const { return length() > 0 ? (length() - 1) / kChunk : 0; }
+  int64_t saved() const { return length() > 0 ? (length() - 1) / kSegment : 0; }
   Tensor empty(at::IntArrayRef size) const { return fresh(size, u.options()); }
   Tensor new_checkpoints(bool save) const {
     return save ? empty({batch(), saved(), states(), channels()}) : empty({0});

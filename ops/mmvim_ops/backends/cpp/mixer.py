@@ -1,4 +1,4 @@
-"""The whole mixer as one operator, which goes through the sequence in segments."""
+"""The whole mixer as one operator, which goes through the sequence in stretches."""
 
 import torch
 from torch import Tensor
@@ -62,9 +62,9 @@ def _fake_mixer(*arguments):
     batch, length, _ = tokens.shape
     inner = in_weight.shape[0] // 2
     per_call = torch.ops.mmvim_ops.cpp_mamba_mixer_tokens()
-    segments = torch.sym_max(1, (length + per_call // 2) // per_call)
-    longest = torch.sym_max((length + segments - 1) // segments, 1)
-    rows = segments * (1 + library.saved_states(longest)) * batch
+    stretches = torch.sym_max(1, (length + per_call // 2) // per_call)
+    longest = torch.sym_max((length + stretches - 1) // stretches, 1)
+    rows = stretches * (1 + library.saved_states(longest)) * batch
 
     def states(A):
         return tokens.new_empty(rows if save else 0, inner * A.shape[1])
