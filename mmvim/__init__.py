@@ -12,5 +12,5 @@ from .utils import allow_mmengine_checkpoints
 __all__ = ['DeiT', 'SimpleFeaturePyramid', 'VimOptimWrapperConstructor', 'VisionMamba']
 __version__ = '0.1.0'
 
-# torch refuses mmengine's own checkpoints otherwise; see mmvim/utils/checkpoint.py.
+# torch refuses mmengine's own checkpoints otherwise; see mmvim/utils/inert.py.
 allow_mmengine_checkpoints()

@@ -79,6 +79,13 @@ def test_every_direction_has_a_segmenter_that_differs_in_nothing_else():
         assert cfg.pretty_text == default.pretty_text
 
 
+def test_cross_differs_from_the_recipe_in_the_direction_only():
+    cfg = load('vim/vim-tiny-cross_upernet_8xb2-160k_ade20k-512x512.py')
+    assert cfg.model.backbone.pop('directions') == 'cross'
+    default = load('vim/vim-tiny_upernet_8xb2-160k_ade20k-512x512.py')
+    assert cfg.pretty_text == default.pretty_text
+
+
 def test_batch_norm_is_plain_until_training_is_distributed():
     for path in SEGMENTATION:
         cfg = Config.fromfile(path)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
+from mmvim.models.file_weights import plain_name, read_weights
 from mmvim.models.plain_backbone import PlainBackbone
-from mmvim.models.pretrained import fit_state_dict, weights_of
+from mmvim.models.pretrained import fit_state_dict
 from mmvim.utils import CheckpointError
 
 __all__ = ['FitCheckpointHook', 'fit_checkpoint']
@@ -22,8 +24,12 @@ class FitCheckpointHook(Hook):
 
     mmengine looks for weights under ``'state_dict'`` and only warns where they do not fit; an
     official file, which has them under ``'model'``, would leave the model as it was initialised.
-    This project's tools add the hook to every config. It does nothing where the backbone is not
-    one of this project's.
+    This project's tools add the hook to every config that does not have it. It does nothing where
+    the backbone is not one of this project's.
+
+    Args:
+        grid, bands: As in :func:`~mmvim.models.pretrained.fit_state_dict`.
+        weights (str, optional): As in :func:`~mmvim.models.file_weights.read_weights`.
 
     Raises:
         mmvim.utils.CheckpointError: The file does not fit the backbone, or is to be resumed from
@@ -32,17 +38,36 @@ class FitCheckpointHook(Hook):
 
     priority = 'VERY_HIGH'  # before hooks that look into the state dict, as EMAHook does
 
+    def __init__(
+        self,
+        grid: Sequence[int] | None = None,
+        bands: str | None = None,
+        weights: str | None = None,
+    ) -> None:
+        self.how = dict(grid=grid, bands=bands, weights=weights)
+
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         source = runner._load_from or 'the checkpoint'
-        if runner._resume and 'meta' not in checkpoint:
+        if not runner._resume:
+            fit_checkpoint(runner.model, checkpoint, source, **self.how)
+            return
+        if 'meta' not in checkpoint:
             raise CheckpointError(
                 f'{source} holds weights and no state of a training: start from it with '
                 f'--cfg-options load_from={source} instead of --resume'
             )
-        fit_checkpoint(runner.model, checkpoint, source)
+        # A training goes on with what it wrote; EMAHook finds the averages in their place.
+        fit_checkpoint(runner.model, checkpoint, source, grid=self.how['grid'])
 
 
-def fit_checkpoint(model: nn.Module, checkpoint: dict, source: str) -> None:
+def fit_checkpoint(
+    model: nn.Module,
+    checkpoint: dict,
+    source: str,
+    grid: Sequence[int] | None = None,
+    bands: str | None = None,
+    weights: str | None = None,
+) -> None:
     """Make a loaded checkpoint fit a segmentor, detector or classifier, in place.
 
     Entries under a bare backbone's names, as official files have them, get the model's names; the
@@ -53,6 +78,8 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, source: str) -> None:
         model (nn.Module): What the weights are for; nothing is loaded into it here.
         checkpoint (dict): What mmengine read; afterwards its ``'state_dict'`` fits.
         source (str): Name of the file, for messages.
+        grid, bands: As in :func:`~mmvim.models.pretrained.fit_state_dict`.
+        weights (str, optional): As in :func:`~mmvim.models.file_weights.read_weights`.
 
     Raises:
         mmvim.utils.CheckpointError: The file holds another architecture, or parameters of the
@@ -60,24 +87,40 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict, source: str) -> None:
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    backbones = ((n, m) for n, m in model.named_modules() if isinstance(m, PlainBackbone))
+    modules = dict(model.named_modules())
+    backbones = ((n, m) for n, m in modules.items() if isinstance(m, PlainBackbone))
     name, backbone = next(backbones, (None, None))
     if backbone is None:
         return
-    entries, prefix = weights_of(checkpoint), f'{name}.' if name else ''
-    others, translated = {}, None
-    if 'patch_embed.proj.weight' in entries:
-        own, wanted = entries, model.state_dict()
-        for part in ('weight', 'bias'):
-            head, fc = entries.get(f'head.{part}'), wanted.get(f'head.fc.{part}')
-            if head is not None and fc is not None and head.shape == fc.shape:
-                others[f'head.fc.{part}'] = own.pop(f'head.{part}')
-        translated = f'names translated to {prefix}*{" and head.fc.*" if others else ""}'
+    file = read_weights(checkpoint, source, weights)
+    name = plain_name(name)
+    prefix = f'{name}.' if name else ''
+    held = file.find_backbone(source, prefix)
+    if prefix and held.endswith(f'.{prefix}'):  # the whole model, inside of something else
+        outside = held.removesuffix(prefix)
+        file.notes.append(f'names are those below {outside}*')
+        file, held = file.below(outside), prefix
+    own = file.below(held)
+    wanted = {plain_name(key): key for key in model.state_dict()}
+    others: dict = {}
+    if held == prefix:
+        others = {k: v for k, v in file.entries.items() if not f'{k}.'.startswith(prefix)}
     else:
-        own = {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
-        others = {k: v for k, v in entries.items() if not k.startswith(prefix)}
-    fitted = fit_state_dict(backbone, own, source, translated)
-    state_dict = OrderedDict({**{prefix + k: v for k, v in fitted.items()}, **others})
+        for part in ('weight', 'bias'):
+            head, fc = own.entries.get(f'head.{part}'), wanted.get(f'head.fc.{part}')
+            if head is not None and fc is not None and head.shape == model.state_dict()[fc].shape:
+                others[f'head.fc.{part}'] = own.entries.pop(f'head.{part}')
+        names = f'{prefix}*{" and head.fc.*" if others else ""}'
+        left = len(file.entries) - len(own.entries) - len(others)
+        own.notes.append(
+            f'names translated{f" from {held}*" if held else ""} to {names}'
+            + (f', {left} others ignored' if left else '')
+        )
+    fitted = fit_state_dict(backbone, own, source, grid, bands)
+    entries = {**{prefix + k: v for k, v in fitted.items()}, **others}
+    state_dict = OrderedDict((wanted.get(k, k), v) for k, v in entries.items())
     # Versions of modules, by which some of them bring older entries up to date.
-    state_dict._metadata = getattr(checkpoint.get('state_dict'), '_metadata', OrderedDict())
+    metadata = {**(file.metadata if held == prefix else {}), name: fitted._metadata['']}
+    names = {plain_name(key): key for key in modules}
+    state_dict._metadata = OrderedDict((names.get(k, k), v) for k, v in metadata.items())
     checkpoint['state_dict'] = state_dict

@@ -64,6 +64,10 @@ class Attention(nn.Module):
                 nn.Parameter(torch.zeros(2 * side - 1, head_dims)) for side in rel_pos_size
             )
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that stand for places."""
+        return {'rel_pos_h', 'rel_pos_w'}
+
     def forward(self, tokens: Tensor, grid: tuple[int, int], bias: Tensor | None = None) -> Tensor:
         """Mix (B, L, C) tokens; returns the same shape.
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from .arguments import flags, integer, number, one_of
 from .attention import Attention, join_windows, split_windows
 from .linear import Linear
-from .patch_embed import PatchEmbed
-from .plain_backbone import PlainBackbone, one_of
+from .plain_backbone import PlainBackbone, drop_path_rates
 
 __all__ = ['DeiT', 'DeiTBlock']
 
@@ -88,7 +86,7 @@ class DeiT(PlainBackbone):
             ``depth`` and ``num_heads`` and optionally ``mlp_ratio`` (4).
         img_size (int | tuple[int, int]): Size (H, W) whose grid the position embedding is stored
             for.
-        patch_size (int): Side of a patch in pixels.
+        patch_size (int | tuple[int, int]): Sides of a patch in pixels.
         in_channels (int): Channels of the input image.
         cls_token (str, optional): ``'head'`` or None. Windows and relative positions know patches
             only: None with them.
@@ -114,11 +112,13 @@ class DeiT(PlainBackbone):
         frozen_stages (int): -1 freezes nothing, 0 the embeddings, n > 0 the first n blocks as well.
         with_cp (bool): Recompute each block in the backward pass instead of storing what is
             inside it.
+        remainder (str, optional): What happens to sides that the patches do not cover exactly, as
+            in :class:`~mmvim.models.VisionMamba`.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE)`` takes files of this
             project and official ``.pth`` files alike; see :mod:`mmvim.models.pretrained`.
 
     Raises:
-        ValueError: For an argument outside of the choices above; the message names it.
+        TypeError, ValueError: For an argument outside of the choices above; the message names it.
     """
 
     arch_zoo = {
@@ -129,6 +129,7 @@ class DeiT(PlainBackbone):
     arch_required = ('embed_dims', 'depth', 'num_heads')
     arch_defaults = dict(mlp_ratio=4)
     blocks_name = 'blocks'
+    cls_token_places = ('head', None)
     norm_name = 'norm'
     released_cls_token = 'head'
     added_parameters = ('rel_pos_h', 'rel_pos_w')
@@ -137,7 +138,7 @@ class DeiT(PlainBackbone):
         self,
         arch: str | dict = 'tiny',
         img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        patch_size: int | tuple[int, int] = 16,
         in_channels: int = 3,
         cls_token: str | None = 'head',
         pos_embed: bool = True,
@@ -153,72 +154,53 @@ class DeiT(PlainBackbone):
         final_norm: bool = True,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        remainder: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
-        one_of('cls_token', cls_token, ('head', None))
+        arch = self.parse_arch(arch)
+        dims, heads = arch['embed_dims'], integer("arch['num_heads']", arch['num_heads'])
+        number("arch['mlp_ratio']", arch['mlp_ratio'])
+        if dims % heads:
+            raise ValueError(f'embed_dims ({dims}) must be a multiple of num_heads ({heads})')
         one_of('attention', attention, ('fused', 'explicit'))
-        one_of('out_type', out_type, ('featmap', 'cls_token', 'avg_featmap', 'raw'))
-        if out_type == 'cls_token' and cls_token is None:
-            raise ValueError("out_type='cls_token' needs a class token, got cls_token=None")
+        flags(rel_pos=rel_pos, qkv_bias=qkv_bias, final_norm=final_norm)
         if cls_token is not None and (window_size is not None or rel_pos):
             raise ValueError(
                 'window_size and rel_pos know patches only: they need cls_token=None, '
                 f'got {cls_token!r}'
             )
-        self.arch = arch = self._parse_arch(arch)
-        self.embed_dims, self.depth = arch['embed_dims'], arch['depth']
-        if self.embed_dims % arch['num_heads']:
-            raise ValueError(
-                f'embed_dims ({self.embed_dims}) must be a multiple of '
-                f'num_heads ({arch["num_heads"]})'
-            )
-        windows = self._parse_windows(window_size, global_indices)
-        self.cls_token_place, self.out_type = cls_token, out_type
-        self.out_indices = self._parse_out_indices(out_indices)
-        self.frozen_stages, self.with_cp = self._parse_frozen_stages(frozen_stages), with_cp
-        img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        windows = parse_windows(arch['depth'], window_size, global_indices)
+        rates = drop_path_rates(drop_path_rate, arch['depth'])
 
-        self.patch_embed = PatchEmbed(in_channels, self.embed_dims, patch_size, patch_size)
-        self.grid = self.patch_embed.grid(*img_size)
-        self._init_tokens(pos_embed)
-        self.pos_drop = nn.Dropout(drop_rate)
-        self.blocks = nn.ModuleList()
-        rates = torch.linspace(0, drop_path_rate, self.depth).tolist()
-        for window, rate in zip(windows, rates, strict=True):
-            rel_pos_size = (self.grid if window is None else (window, window)) if rel_pos else None
-            attn = Attention(
-                self.embed_dims, arch['num_heads'], qkv_bias, attention, rel_pos_size=rel_pos_size
-            )
-            self.blocks.append(DeiTBlock(attn, self.embed_dims, arch['mlp_ratio'], rate, window))
-        self.norm = nn.LayerNorm(self.embed_dims, eps=1e-6) if final_norm else None
+        def build_block(index: int, grid: tuple[int, int]) -> DeiTBlock:
+            window = windows[index]
+            rel_pos_size = (grid if window is None else (window, window)) if rel_pos else None
+            attn = Attention(dims, heads, qkv_bias, attention, rel_pos_size=rel_pos_size)
+            return DeiTBlock(attn, dims, arch['mlp_ratio'], rates[index], window)
+
+        super().__init__(
+            arch=arch,
+            build_block=build_block,
+            norm=nn.LayerNorm(dims, eps=1e-6) if final_norm else None,
+            img_size=img_size,
+            patch_size=patch_size,
+            stride=None,
+            in_channels=in_channels,
+            cls_token=cls_token,
+            pos_embed=pos_embed,
+            drop_rate=drop_rate,
+            out_type=out_type,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            remainder=remainder,
+            init_cfg=init_cfg,
+        )
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self._freeze()
-
-    def _parse_windows(
-        self, window_size: int | None, global_indices: Sequence[int] | None
-    ) -> list[int | None]:
-        """The window of each block; None where attention is global."""
-        if window_size is None:
-            if global_indices is not None:
-                raise ValueError(
-                    f'global_indices needs window_size: without windows all blocks are global, '
-                    f'got {global_indices}'
-                )
-            return [None] * self.depth
-        if window_size < 1:
-            raise ValueError(f'window_size must be positive, got {window_size}')
-        if global_indices is None:
-            global_indices = [self.depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
-        elif any(not 0 <= index < self.depth for index in global_indices):
-            raise ValueError(
-                f'global_indices must lie in 0 … {self.depth - 1}, got {global_indices}'
-            )
-        return [None if i in global_indices else window_size for i in range(self.depth)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of (B, in_channels, H, W) images, one tensor per out index.
@@ -227,13 +209,29 @@ class DeiT(PlainBackbone):
         """
         tokens, grid = self._embed(x)  # (B, L, C), (Hp, Wp)
         features = []
-        for index, block in enumerate(self.blocks[: self.out_indices[-1] + 1]):
-            if self.with_cp and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, grid, use_reentrant=False)
-            else:
-                tokens = block(tokens, grid)
+        for index, block in enumerate(self.blocks_run):
+            tokens = self._run(block, tokens, grid)
             if index in self.out_indices:
                 last = index == self.out_indices[-1]
                 feature = self.norm(tokens) if last and self.norm is not None else tokens
                 features.append(self._shape(feature, grid))
         return tuple(features)
+
+
+def parse_windows(
+    depth: int, window_size: int | None, global_indices: Sequence[int] | None
+) -> list[int | None]:
+    """The window of each block; None where attention is global."""
+    if window_size is None:
+        if global_indices is not None:
+            raise ValueError(
+                f'global_indices needs window_size: without windows all blocks are global, '
+                f'got {global_indices}'
+            )
+        return [None] * depth
+    window_size = integer('window_size', window_size)
+    if global_indices is None:
+        global_indices = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+    elif any(not 0 <= integer('global_indices', i, least=0) < depth for i in global_indices):
+        raise ValueError(f'global_indices must lie in 0 … {depth - 1}, got {global_indices}')
+    return [None if i in global_indices else window_size for i in range(depth)]

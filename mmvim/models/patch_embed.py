@@ -9,29 +9,70 @@ __all__ = ['PatchEmbed']
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping (or, with ``stride < patch_size``, overlapping) patches to tokens."""
+    """Non-overlapping (or, with ``stride < patch_size``, overlapping) patches to tokens.
 
-    def __init__(self, in_channels: int, embed_dims: int, patch_size: int, stride: int) -> None:
+    Args:
+        in_channels (int): Channels of the image.
+        embed_dims (int): Channels C of the tokens.
+        patch_size (tuple[int, int]): Height and width of a patch in pixels.
+        stride (tuple[int, int]): Vertical and horizontal step between patches in pixels.
+
+    Attributes:
+        remainder (str): What happens to sides that are no whole number of patches. ``'pad'`` adds
+            zeros at the right and bottom: patch i begins at pixel i * stride. ``'resize'`` fits the
+            picture to the grid: patch i is centred at (i + ½) / n of the side, where
+            ``F.interpolate(..., align_corners=False)`` puts cell i of n.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int,
+        patch_size: tuple[int, int],
+        stride: tuple[int, int],
+    ) -> None:
         super().__init__()
-        self.patch_size, self.stride = patch_size, stride
+        self.patch_size, self.stride, self.remainder = patch_size, stride, 'pad'
         self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride)
-        fan_in = in_channels * patch_size**2
+        fan_in = in_channels * patch_size[0] * patch_size[1]
         nn.init.trunc_normal_(self.proj.weight, std=fan_in**-0.5)  # LeCun normal
         nn.init.zeros_(self.proj.bias)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of an image, the last ones padded where they stick out."""
+        """Rows and columns of patches that it takes to cover an image."""
         rows, columns = (
-            -(-max(side - self.patch_size, 0) // self.stride) + 1 for side in (height, width)
+            (max(side - patch, 0) + step - 1) // step + 1
+            for side, patch, step in zip((height, width), self.patch_size, self.stride, strict=True)
         )
         return rows, columns
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, in_channels, H, W) to tokens (B, Hp * Wp, C) and the grid (Hp, Wp)."""
-        height, width = x.shape[-2:]
-        rows, columns = self.grid(height, width)
-        bottom = (rows - 1) * self.stride + self.patch_size - height
-        right = (columns - 1) * self.stride + self.patch_size - width
-        if bottom > 0 or right > 0:
-            x = F.pad(x, (0, right, 0, bottom))
-        return self.proj(x).flatten(2).transpose(1, 2), (rows, columns)  # (B, Hp * Wp, C)
+        grid = self.grid(*x.shape[-2:])
+        x = self._resize(x, grid) if self.remainder == 'resize' else self._pad(x, grid)
+        return self.proj(x).flatten(2).transpose(1, 2), grid  # (B, Hp * Wp, C)
+
+    def _pad(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Zeros at the right and bottom up to the end of the last patch."""
+        bottom, right = (
+            (count - 1) * step + patch - side
+            for count, step, patch, side in zip(
+                grid, self.stride, self.patch_size, x.shape[-2:], strict=True
+            )
+        )
+        return F.pad(x, (0, right, 0, bottom)) if bottom > 0 or right > 0 else x
+
+    def _resize(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The picture on ``count * stride`` pixels a side, its border repeated for overlap.
+
+        Overlapping patches reach beyond their cells by half the overlap on either side.
+        """
+        (rows, columns), (down, across) = grid, self.stride
+        size = rows * down, columns * across
+        if tuple(x.shape[-2:]) != size:
+            x = F.interpolate(x, size, mode='bilinear', align_corners=False)
+        high, wide = self.patch_size[0] - down, self.patch_size[1] - across
+        if high or wide:
+            border = (wide // 2, wide - wide // 2, high // 2, high - high // 2)
+            x = F.pad(x, border, mode='replicate')
+        return x

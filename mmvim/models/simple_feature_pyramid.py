@@ -10,6 +10,9 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .alignment import watch_segmentors
+from .arguments import integer
+
 __all__ = ['LayerNorm2d', 'SimpleFeaturePyramid']
 
 
@@ -23,6 +26,25 @@ class LayerNorm2d(nn.LayerNorm):
         )  # (B, H, W, C)
         # mmcv's RoIAlign reads memory as if it were contiguous, whatever the strides say.
         return x.permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
+
+
+class Halve(nn.Module):
+    """Maximum of 2 x 2 positions of (B, C, H, W) maps: (B, C, H // 2, W // 2), at least 1 x 1.
+
+    A last row or column of an odd number is left out, so that strides are exact. In a segmentor,
+    which stretches maps onto the picture, the cells divide the map evenly.
+    """
+
+    evenly = False
+
+    def align_to_picture(self) -> None:
+        self.evenly = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if self.evenly:
+            return F.adaptive_max_pool2d(x, (max(height // 2, 1), max(width // 2, 1)))
+        return F.max_pool2d(x, (min(height, 2), min(width, 2)))
 
 
 @MODELS.register_module()
@@ -48,7 +70,8 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg (dict, optional): As in mmengine.
 
     Raises:
-        ValueError: For scales that cannot be made, a wrong number of channels or of outputs.
+        TypeError, ValueError: For scales that cannot be made, a wrong number of channels or of
+            outputs.
     """
 
     def __init__(
@@ -61,13 +84,18 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        widths = [in_channels] * len(scales) if isinstance(in_channels, int) else list(in_channels)
+        watch_segmentors()
+        one = not isinstance(in_channels, list | tuple)
+        widths = [in_channels] * len(scales) if one else in_channels
+        widths = [integer('in_channels', width) for width in widths]
+        if out_channels is not None:
+            integer('out_channels', out_channels)
         if len(widths) != len(scales):
             raise ValueError(
                 f'in_channels must be one number or {len(scales)}, one for each of '
                 f'scales={tuple(scales)}; got {in_channels}'
             )
-        num_outs = len(scales) if num_outs is None else num_outs
+        num_outs = len(scales) if num_outs is None else integer('num_outs', num_outs)
         if num_outs < len(scales):
             raise ValueError(f'num_outs must be at least len(scales)={len(scales)}, got {num_outs}')
         self.num_outs = num_outs
@@ -86,6 +114,10 @@ class SimpleFeaturePyramid(BaseModule):
         shrink = 1 if out_channels is None else 2
         if scale == 4:
             half, quarter = width // shrink, width // shrink**2
+            if quarter == 0:
+                raise ValueError(
+                    f'in_channels must be at least 4 at scale 4 with out_channels, got {width}'
+                )
             layers = [
                 nn.ConvTranspose2d(width, half, 2, 2),
                 norm(half),
@@ -99,7 +131,7 @@ class SimpleFeaturePyramid(BaseModule):
         elif scale == 1:
             layers = []
         elif scale == 0.5:
-            layers = [nn.MaxPool2d(2, 2)]
+            layers = [Halve()]
         else:
             raise ValueError(f'scales must be out of 4, 2, 1 and 0.5, got {scale}')
         if out_channels is not None:

@@ -99,12 +99,14 @@ class MixerCall(NamedTuple):
     """A call of :func:`mmvim_ops.mamba_mixer`."""
 
     tokens: Tensor
+    norm_weight: Tensor | None
     in_weight: Tensor
     in_bias: Tensor | None
     out_weight: Tensor
     out_bias: Tensor | None
     directions: tuple[MixerDirection, ...]
     scale: float
+    norm_eps: float
     recompute: str
 
 

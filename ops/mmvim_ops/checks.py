@@ -118,6 +118,67 @@ def check_conv1d(x, weight, bias, activation) -> None:
         raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
 
 
+def check_mixer(call) -> None:
+    """Check the arguments of :func:`mmvim_ops.mamba_mixer`, given as a MixerCall."""
+    tokens = call.tokens
+    check_tensor('tokens', tokens)
+    check_rank('tokens', tokens, 3, '(batch, length, C)')
+    dims = tokens.shape[2]
+
+    def check(name: str, x, shape: tuple[int, ...], meaning: str) -> None:
+        check_tensor(name, x, tokens, 'tokens')
+        check_shape(name, x, shape, meaning)
+
+    check_tensor('in_proj_weight', call.in_weight, tokens, 'tokens')
+    check_rank('in_proj_weight', call.in_weight, 2, '(2 E, C)')
+    inner = call.in_weight.shape[0] // 2
+    check_shape('in_proj_weight', call.in_weight, (2 * inner, dims), '(2 E, C)')
+    check_tensor('out_proj_weight', call.out_weight, tokens, 'tokens')
+    check_rank('out_proj_weight', call.out_weight, 2, "(C', E)")
+    outputs = call.out_weight.shape[0]
+    check_shape('out_proj_weight', call.out_weight, (outputs, inner), "(C', E)")
+    for name, x, shape, meaning in (
+        ('norm_weight', call.norm_weight, (dims,), '(C,)'),
+        ('in_proj_bias', call.in_bias, (2 * inner,), '(2 E,)'),
+        ('out_proj_bias', call.out_bias, (outputs,), "(C',)"),
+    ):
+        if x is not None:
+            check(name, x, shape, meaning)
+    for index, direction in enumerate(call.directions):
+        _check_mixer_direction(f'directions[{index}].', direction, inner, tokens, check)
+
+
+def _check_mixer_direction(prefix: str, direction, inner: int, tokens: Tensor, check) -> None:
+    for name in ('conv_weight', 'dt_proj_weight', 'A'):
+        check_tensor(prefix + name, getattr(direction, name), tokens, 'tokens')
+    for name, meaning in (('dt_proj_weight', '(E, R)'), ('A', '(E, N)')):
+        check_rank(prefix + name, getattr(direction, name), 2, meaning)
+    rank, states = direction.dt_proj_weight.shape[1], direction.A.shape[1]
+    taps = direction.conv_weight.shape[-1] if direction.conv_weight.ndim else 0
+    if tuple(direction.conv_weight.shape) not in ((inner, taps), (inner, 1, taps)) or taps == 0:
+        raise ValueError(
+            f'{prefix}conv_weight must have shape (E, taps) or (E, 1, taps) with E = {inner} and '
+            f'at least one tap, got {tuple(direction.conv_weight.shape)}'
+        )
+    for name, shape, meaning in (
+        ('conv_bias', (inner,), '(E,)'),
+        ('x_proj_weight', (rank + 2 * states, inner), '(R + 2 N, E)'),
+        ('dt_proj_weight', (inner, rank), '(E, R)'),
+        ('dt_bias', (inner,), '(E,)'),
+        ('A', (inner, states), '(E, N)'),
+        ('D', (inner,), '(E,)'),
+    ):
+        x = getattr(direction, name)
+        if x is not None or name not in ('conv_bias', 'D'):
+            check(prefix + name, x, shape, meaning)
+    order = direction.order
+    if order is not None and (order.dtype != torch.int64 or order.shape != tokens.shape[1:2]):
+        raise ValueError(
+            f'{prefix}order must be int64 of shape (length,) = {tuple(tokens.shape[1:2])}, got '
+            f'{order.dtype} of shape {tuple(order.shape)}'
+        )
+
+
 def check_scan(u, delta, A, B, C, D, z, delta_bias) -> None:
     """Check the arguments of :func:`mmvim_ops.selective_scan`; see there for what is allowed."""
     check_tensor('u', u)

@@ -55,8 +55,8 @@ def conv1d_backward(grad_out, *arguments, **__) -> int:
     return 2 * conv1d(*arguments)
 
 
-def mamba_mixer(tokens, in_weight, in_bias, out_weight, out_bias, *arguments, **__) -> int:
-    *shapes, _, _, _ = arguments
+def mamba_mixer(tokens, norm, in_weight, in_bias, out_weight, out_bias, *arguments, **__) -> int:
+    *shapes, _, _, _, _ = arguments
     products = prod(in_weight) + prod(out_weight)  # multiply-adds of a token
     for first in (0, len(shapes) // 2):
         conv_weight, _, x_proj, dt_proj, _, A, _ = shapes[first : first + len(shapes) // 2]

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .backends import choose_backend, selected
 from .calls import Direction, MixerCall, MixerDirection
-from .checks import refuse_forward_mode
+from .checks import check_mixer, refuse_forward_mode
 from .interface import bidirectional_selective_scan, causal_conv1d, selective_scan
 from .linear import linear
 
@@ -21,6 +22,8 @@ def mamba_mixer(
     directions: Sequence[MixerDirection],
     out_proj_weight: Tensor,
     *,
+    norm_weight: Tensor | None = None,
+    norm_eps: float = 1e-5,
     in_proj_bias: Tensor | None = None,
     out_proj_bias: Tensor | None = None,
     scale: float = 1.0,
@@ -46,6 +49,9 @@ def mamba_mixer(
         in_proj_weight (Tensor): (2 E, C); the first E rows give x, the others z.
         directions (Sequence[MixerDirection]): One or two.
         out_proj_weight (Tensor): (C', E).
+        norm_weight (Tensor | None): Take the tokens' root mean square norm, with this weight (C,),
+            in place of the tokens themselves. Backward then keeps the tokens alone.
+        norm_eps (float): Added to the mean square in the norm.
         in_proj_bias (Tensor | None): (2 E,).
         out_proj_bias (Tensor | None): (C',).
         scale (float): Factor of the directions' sum.
@@ -67,18 +73,23 @@ def mamba_mixer(
     directions = [MixerDirection(*direction) for direction in directions]
     if len(directions) not in (1, 2):
         raise ValueError(f'directions must be one or two, got {len(directions)}')
+    if not isinstance(scale, (int, float)):
+        raise TypeError(f'scale must be a number, got {type(scale).__name__}')
 
     backend = selected(backend)  # what is computed again in another thread takes the same one
-    weights = in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias
+    weights = norm_weight, in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias
+    call = MixerCall(tokens, *weights, tuple(directions), float(scale), float(norm_eps), recompute)
+    check_mixer(call)
     refuse_forward_mode(
         'mamba_mixer', tokens, *weights, *(x for direction in directions for x in direction[:7])
     )
-    call = MixerCall(tokens, *weights, tuple(directions), float(scale), recompute)
     out = choose_backend(backend, tokens.device.type, tokens.dtype).mamba_mixer(call)
     if out is not None:
         return out
 
     def project(tokens: Tensor) -> Tensor:
+        if norm_weight is not None:
+            tokens = F.rms_norm(tokens, norm_weight.shape, norm_weight, norm_eps)
         return linear(tokens, in_proj_weight, in_proj_bias)  # (B, L, 2 E)
 
     def mix(xz: Tensor) -> Tensor:
@@ -86,7 +97,9 @@ def mamba_mixer(
         y = mix_channels(x, z, directions, scale, backend)  # (B, E, L)
         return linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)  # (B, L, C')
 
-    if recompute == 'none' or not torch.is_grad_enabled():
+    # torch.export cannot read checkpoints. (torch.compiler.is_exporting came with torch 2.7.)
+    exporting = getattr(torch.compiler, 'is_exporting', bool)()
+    if recompute == 'none' or exporting or not torch.is_grad_enabled():
         return mix(project(tokens))
     if recompute == 'all':
         return checkpoint(lambda tokens: mix(project(tokens)), tokens, use_reentrant=False)
@@ -122,7 +135,7 @@ def mix_channels(
         if direction.order is not None:
             out = out[..., direction.order.argsort()]
         y = out if y is None else y + out
-    return y * torch.nn.functional.silu(z) * scale
+    return y * F.silu(z) * scale
 
 
 def scan_inputs(x: Tensor, direction: MixerDirection, backend: str | None = None) -> Direction:

@@ -77,3 +77,38 @@ def causal_conv1d_naive(x, weight, bias=None, *, reverse=False, activation='silu
     if bias is not None:
         out = out + bias.to(dtype)[:, None]
     return (F.silu(out) if activation == 'silu' else out).to(x.dtype)
+
+
+def mamba_mixer_naive(
+    tokens,
+    in_proj_weight,
+    directions,
+    out_proj_weight,
+    *,
+    norm_weight=None,
+    norm_eps=1e-5,
+    in_proj_bias=None,
+    out_proj_bias=None,
+    scale=1.0,
+):
+    """Arguments, result and equation as :func:`mmvim_ops.mamba_mixer`; nothing is checked."""
+    if norm_weight is not None:
+        mean_square = tokens.square().mean(-1, keepdim=True)
+        tokens = tokens / (mean_square + norm_eps).sqrt() * norm_weight
+    x, z = F.linear(tokens, in_proj_weight, in_proj_bias).transpose(1, 2).chunk(2, dim=1)
+    y = 0
+    for o in directions:
+        order = torch.arange(x.shape[2]) if o.order is None else o.order
+        conv_reverse = o.reverse if o.conv_reverse is None else o.conv_reverse
+        u = causal_conv1d_naive(x[..., order], o.conv_weight, o.conv_bias, reverse=conv_reverse)
+        rank, states = o.dt_proj_weight.shape[1], o.A.shape[1]
+        selected = F.linear(u.transpose(1, 2), o.x_proj_weight)
+        dt, B, C = selected.split((rank, states, states), dim=-1)  # (B, L, R | N | N)
+        delta = F.linear(dt, o.dt_proj_weight).transpose(1, 2)  # (B, E, L)
+        B, C = B.transpose(1, 2), C.transpose(1, 2)  # (B, N, L)
+        out = selective_scan_naive(
+            u, delta, o.A, B, C, o.D, None, o.dt_bias, True, reverse=o.reverse
+        )
+        y = y + out[..., order.argsort()]
+    y = y * F.silu(z) * scale
+    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmvim.models import DeiT, VisionMamba, blockwise
+from mmvim.models import DeiT, VisionMamba
 from mmvim.utils.flops import count_flops, count_flops_by_module
 from mmvim_ops import available_backends, causal_conv1d
 from mmvim_ops.backends import BACKENDS
@@ -17,12 +17,11 @@ def patch_embedding(patches, C, patch_size=16):
     return 2 * patches * C * 3 * patch_size**2
 
 
-def vim_blocks(tokens, C, depth, halo=0):
-    """``halo``: tokens that each convolution sees a second time."""
+def vim_blocks(tokens, C, depth):
     E, N, taps = 2 * C, 16, 4
     dt_rank = -(-C // 16)
     in_proj = tokens * C * 2 * E
-    conv1d = (tokens + halo) * E * taps
+    conv1d = tokens * E * taps
     x_proj = tokens * E * (dt_rank + 2 * N)
     dt_proj = tokens * dt_rank * E
     scan = 3 * tokens * E * N + tokens * E * N
@@ -60,18 +59,6 @@ def test_counting_on_shapes_alone_gives_the_same():
     counted = count_flops(forward(model, 64, 96))
     assert counted == patch_embedding(24, 32) + vim_blocks(25, 32, depth=2)
     assert count_flops(forward(model.to('meta'), 64, 96, device='meta')) == counted
-
-
-def test_stretches_add_what_their_convolutions_see_twice(monkeypatch):
-    model = VisionMamba(ARCH, cls_token=None).eval()
-
-    def workspace(hidden):
-        return blockwise.Workspace(hidden, 64, stretch=8)
-
-    monkeypatch.setattr(model, '_workspace', workspace)
-    halo = (48 // 8 - 1) * (4 - 1)
-    expected = patch_embedding(48, 32) + vim_blocks(48, 32, depth=2, halo=halo)
-    assert count_flops(forward(model, 128, 96)) == expected
 
 
 def test_vim_grows_linearly_and_deit_quadratically():

@@ -200,15 +200,19 @@ def test_files_of_other_sizes_and_models_are_refused(official, tmp_path):
         (dict(attention='flash'), "attention must be one of .*'fused', 'explicit'.* got 'flash'"),
         (dict(window_size=2), "need cls_token=None, got 'head'"),
         (dict(rel_pos=True), "need cls_token=None, got 'head'"),
-        (dict(window_size=0, cls_token=None), 'window_size must be positive, got 0'),
+        (dict(window_size=0, cls_token=None), 'window_size must be at least 1, got 0'),
         (dict(global_indices=(1,)), r'global_indices needs window_size.* got \(1,\)'),
         (dict(WINDOWED, global_indices=(4,)), r'must lie in 0 … 3, got \(4,\)'),
         (dict(out_type='cls_token', cls_token=None), 'needs a class token'),
         (dict(out_type='map'), 'out_type must be one of'),
         (dict(out_indices=4), r'out_indices must lie in 0 … 3 \(depth 4\).* got 4'),
+        (dict(arch=dict(SMALL, num_heads=0)), r"arch\['num_heads'\] must be at least 1, got 0"),
+        (dict(arch=dict(SMALL, mlp_ratio=0)), r"arch\['mlp_ratio'\] must be positive.* got 0"),
+        (dict(rel_pos=None), 'rel_pos must be True or False, got None'),
+        (dict(remainder='crop'), "remainder must be one of .* got 'crop'"),
         (dict(frozen_stages=5), r'frozen_stages must lie in -1 … depth \(4\), got 5'),
     ],
 )
 def test_bad_arguments_are_named(args, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         small(**args)

@@ -70,6 +70,18 @@ def test_learning_rate_falls_from_the_head_to_the_image():
     assert rates['backbone.cls_token_tail'] == 0.0625
 
 
+def test_models_say_it_as_timm_and_mmpretrain_expect():
+    whole = model()
+    backbone = whole.backbone
+    names = backbone.no_weight_decay()
+    assert {'pos_embed', 'cls_token_head', 'cls_token_tail'} < names
+    assert {'layers.0.mixer.A_log', 'layers.2.mixer.A_b_log'} < names
+    assert names <= {name for name, _ in backbone.named_parameters()}
+    assert backbone.get_layer_depth('layers.2.mixer.D') == (3, 5)
+    assert whole.backbone.get_layer_depth('backbone.pos_embed', 'backbone.') == (0, 5)
+    assert whole.backbone.get_layer_depth('head.weight', 'backbone.') == (4, 5)
+
+
 def test_without_a_rate_all_layers_learn_alike():
     assert {group['lr'] for group in groups().values()} == {1.0}
 
@@ -113,5 +125,5 @@ def test_bad_arguments_are_named(paramwise, message):
 
 
 def test_layer_decay_needs_layers():
-    with pytest.raises(ValueError, match='needs a model with backbone.layers or'):
+    with pytest.raises(ValueError, match='needs a model with backbone.get_layer_depth, '):
         groups(torch.nn.Linear(2, 2), layer_decay_rate=0.9)

@@ -1,6 +1,7 @@
 """Official classifier weights go into whole models through ``load_from``."""
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def save_official(path: Path, **arguments) -> dict[str, torch.Tensor]:
     """A classifier's file in official format: middle class token, 197 rows, 1000 classes."""
     torch.manual_seed(0)
     model = VisionMamba(**{'arch': 'tiny', 'img_size': 224, 'cls_token': 'middle', **arguments})
-    weights = model.state_dict()
+    weights = dict(model.state_dict())  # nothing said of the grid
     weights['head.weight'] = torch.rand(1000, model.embed_dims)
     weights['head.bias'] = torch.rand(1000)
     torch.save({'model': weights}, path)
@@ -87,7 +88,10 @@ def test_classifier_goes_into_a_dense_model(config, rows, official, tmp_path):
     (line,) = log
     assert f'took {len(state)} entries of {path}' in line
     assert 'names translated to backbone.*;' in line
-    assert f'pos_embed 197 → {rows} rows; ignored head.weight, head.bias, cls_token' in line
+    side = math.isqrt(rows)
+    assert 'pos_embed taken for 14 × 14 patches, as the file does not say' in line
+    change = f'pos_embed 197 → {rows} rows (14 × 14 → {side} × {side})'
+    assert f'{change}; ignored head.weight, head.bias, cls_token' in line
 
 
 def test_wrong_arch_and_damage_are_errors(official, tmp_path):

@@ -49,6 +49,16 @@ def test_any_input_size_gives_a_map_of_its_grid(size, cls_token):
     assert all(m.isfinite().all() for m in maps)
 
 
+def test_patches_need_not_be_square():
+    assert (
+        small(patch_size=(8, 8), stride=(4, 4)).state_dict().keys() == small().state_dict().keys()
+    )
+    model = small(patch_size=(8, 4), stride=(4, 4), img_size=(32, 16), rope=True)
+    assert model.grid == (7, 4)
+    assert model.pos_embed.shape == (1, 7 * 4 + 1, 16)
+    assert model(torch.rand(1, 3, 16, 17))[0].shape == (1, 16, 3, 5)
+
+
 def test_padding_is_zeros_at_right_and_bottom():
     model = small(cls_token=None)
     image = torch.rand(1, 3, 30, 39)
@@ -120,19 +130,22 @@ def test_recomputation_changes_memory_only(directions):
 
 
 def test_recomputation_stores_less():
-    def stored_bytes(with_cp: bool) -> int:
+    def stored_bytes(**args) -> int:
         sizes = {}
 
         def pack(tensor):
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        model = small(with_cp=with_cp)
+        model = small(**args)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model(torch.rand(2, 3, 64, 64))
         return sum(sizes.values())
 
-    assert stored_bytes(with_cp=True) < stored_bytes(with_cp=False) / 3
+    everything = stored_bytes(recompute='none')
+    by_mixers = stored_bytes(recompute='activations')
+    assert stored_bytes(recompute='all') < by_mixers < 0.6 * everything
+    assert stored_bytes(recompute='none', with_cp=True) < everything / 3
 
 
 def test_the_residual_stream_stays_in_float32_under_autocast():
@@ -229,13 +242,55 @@ def test_position_embedding_is_resized_around_its_class_token():
         (dict(out_type='map'), 'out_type must be one of'),
         (dict(feature_source='hidden'), 'feature_source must be one of'),
         (dict(out_type='cls_token', cls_token=None), 'needs a class token'),
-        (dict(rope_residual=True), 'needs rope=True'),
+        (dict(rope_residual=True), 'need rope=True'),
         (dict(stride=9), r'stride must be in 1 … patch_size \(8\), got 9'),
         (dict(frozen_stages=5), r'frozen_stages must lie in -1 … depth \(4\), got 5'),
-        (dict(directions='block', out_indices=2), 'must end a pair'),
-        (dict(directions='block', arch=dict(embed_dims=8, depth=3)), 'depth is odd'),
+        (dict(arch=16), r"arch must be one of .*'tiny'.* or a dict, got 16"),
+        (dict(arch=dict(SMALL, embed_dims=0)), r"arch\['embed_dims'\] must be at least 1, got 0"),
+        (dict(arch=dict(SMALL, depth=2.5)), r"arch\['depth'\] must be an integer, got 2.5"),
+        (dict(arch=dict(SMALL, d_state=0)), 'd_state must be at least 1, got 0'),
+        (dict(arch=dict(SMALL, d_conv=-1)), 'd_conv must be at least 1, got -1'),
+        (dict(arch=dict(SMALL, expand='2')), "expand must be an integer, got '2'"),
+        (dict(arch=dict(SMALL, embed_dims=18), rope=True), 'divisible by 4, got 18'),
+        (dict(img_size=0), 'img_size must be at least 1, got 0'),
+        (dict(img_size=(32, 32, 3)), r'img_size must be one integer or two, got \(32, 32, 3\)'),
+        (dict(img_size='32'), "img_size must be an integer, got '32'"),
+        (dict(patch_size=8.0), 'patch_size must be an integer, got 8.0'),
+        (dict(patch_size=True), 'patch_size must be an integer, got True'),
+        (dict(stride=(4, 9)), r'stride must be in 1 … patch_size \(8\), got \(4, 9\)'),
+        (dict(stride=0), 'stride must be at least 1, got 0'),
+        (dict(in_channels=0), 'in_channels must be at least 1, got 0'),
+        (dict(cls_token=1), 'cls_token must be one of .* got 1'),
+        (dict(pos_embed='no'), "pos_embed must be True or False, got 'no'"),
+        (dict(rope=1), 'rope must be True or False, got 1'),
+        (dict(rope=True, rope_grid=0), 'rope_grid must be positive and finite, got 0'),
+        (dict(rope_grid=14), 'rope_grid=14 need rope=True'),
+        (dict(layer_scale='1e-5'), "layer_scale must be a number, got '1e-5'"),
+        (dict(layer_scale=float('nan')), 'layer_scale must be positive and finite, got nan'),
+        (dict(drop_rate=1.0), 'drop_rate must be at least 0 and below 1, got 1.0'),
+        (dict(drop_path_rate=-0.1), 'drop_path_rate must be at least 0 and below 1, got -0.1'),
+        (dict(out_indices=1.0), 'out_indices must be an integer, got 1.0'),
+        (dict(out_indices=-5), 'out_indices must be at least -4, got -5'),
+        (dict(frozen_stages='all'), "frozen_stages must be an integer, got 'all'"),
+        (dict(frozen_stages=-2), 'frozen_stages must be at least -1, got -2'),
+        (dict(with_cp=2), 'with_cp must be True or False, got 2'),
+        (dict(recompute='scan'), "recompute must be one of .* got 'scan'"),
+        (dict(backend='gpu'), "backend must be one of .*'torch'.* got 'gpu'"),
+        (dict(remainder='crop'), "remainder must be one of .*'pad', 'resize', None.* got 'crop'"),
+        *(
+            (
+                dict(directions=directions, cls_token='head', out_type='cls_token'),
+                rf"directions='{directions}' reads forward only.* got 'head'",
+            )
+            for directions in ('none', 'sequence')
+        ),
+        (dict(directions='block', out_indices=2), 'must end a group of 2 blocks'),
+        (
+            dict(directions='block', arch=dict(embed_dims=8, depth=3)),
+            'depth must be a multiple, got 3',
+        ),
     ],
 )
 def test_bad_arguments_are_named(args, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         small(**args)

@@ -1,11 +1,11 @@
 """The real command lines on generated data: train, test, resume, draw, and refuse."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import cv2
+import hostile
 import pytest
 import torch
 from command_line import ROOT, passed, refused, scalars, tool
@@ -100,19 +100,16 @@ def test_testing_reports_draws_and_writes(data, trained, tmp_path):
     assert cv2.imread(str(maps[0]), cv2.IMREAD_UNCHANGED).shape == (64, 64)
 
 
-class Hostile:
-    def __reduce__(self):
-        return os.system, ('touch executed',)
-
-
 def test_unsafe_and_broken_checkpoints_are_refused(data, trained, tmp_path):
-    hostile, cut = tmp_path / 'hostile.pth', tmp_path / 'cut.pth'
-    torch.save({'state_dict': {}, 'x': Hostile()}, hostile)
+    trace, bad, cut = (tmp_path / name for name in ('trace', 'bad.pth', 'cut.pth'))
+    payload = hostile.checkpoint(hostile.payloads(trace)['getattr_chain'])
+    hostile.write(bad, payload, 'zip')
     cut.write_bytes((trained / 'iter_4.pth').read_bytes()[:5000])
     work_dir = ['--work-dir', tmp_path]
-    message = refused(tool('test.py', DEMO, hostile, *work_dir, *options(data), cwd=ROOT))
-    assert 'hostile.pth was refused' in message and '--trust-checkpoint' in message
-    assert not (ROOT / 'executed').exists()
+    for arguments in (('test.py', DEMO, bad), ('train.py', DEMO, '--resume', bad)):
+        message = refused(tool(*arguments, *work_dir, *options(data)))
+        assert 'bad.pth was refused' in message and '--trust-checkpoint' in message
+        assert not trace.exists()
     message = refused(tool('test.py', DEMO, cut, *work_dir, *options(data)))
     assert 'cut.pth cannot be read' in message and '5000 bytes' in message
 
@@ -159,7 +156,7 @@ def test_official_weights_are_loaded_or_refused_with_the_reason(data, tmp_path):
 
     output = passed(tool('train.py', *arguments, *start_from('official.pth')))
     assert f'entries of {tmp_path / "official.pth"}; names translated' in output
-    assert 'pos_embed 197 → 64 rows; ignored cls_token' in output
+    assert 'pos_embed 197 → 64 rows (14 × 14 → 8 × 8); ignored cls_token' in output
     message = refused(tool('train.py', *arguments, *start_from('patch16.pth')))
     assert 'of another shape: patch_embed.proj.weight (32, 3, 16, 16) for (32, 3, 8, 8)' in message
 

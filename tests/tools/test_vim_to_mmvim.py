@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from unittest import mock
 
+import hostile
 import pytest
 import torch
 from command_line import ROOT
@@ -14,6 +15,11 @@ from command_line import ROOT
 from mmvim import VisionMamba
 
 SCRIPT = str(ROOT / 'tools/model_converters/vim_to_mmvim.py')
+
+
+@pytest.fixture(autouse=True)
+def undone(guard) -> None:
+    """The converter decides for its process whether code from checkpoints runs."""
 
 
 def convert(*arguments) -> subprocess.CompletedProcess:
@@ -112,3 +118,47 @@ def test_what_cannot_be_converted_is_said(official, converted, tmp_path):
     result = convert(official, tmp_path / 'no_folder' / 'out.pth')
     assert 'no_folder: there is no such folder' in result.stderr
     assert not (tmp_path / 'out.pth').exists()
+
+
+def test_code_in_a_file_runs_only_if_it_is_trusted(official, tmp_path):
+    trace, target = tmp_path / 'trace', tmp_path / 'out.pth'
+    content = torch.load(official, weights_only=True)
+    torch.save({**content, 'x': hostile.Touch(trace)}, tmp_path / 'hostile.pth')
+    chain = hostile.checkpoint(hostile.payloads(trace)['getattr_chain'])
+    hostile.write(tmp_path / 'chain.pth', chain, 'zip')
+    for name in ('hostile', 'chain'):
+        result = convert(tmp_path / f'{name}.pth', target)
+        assert f'{name}.pth was refused' in result.stderr
+        assert '--trust-checkpoint' in result.stderr
+        assert not trace.exists() and not target.exists()
+    assert convert(tmp_path / 'hostile.pth', target, '--trust-checkpoint').returncode == 0
+    assert trace.exists() and len(torch.load(target, weights_only=True)['state_dict']) > 10
+
+
+def test_safetensors_are_written_and_read_and_the_grid_is_kept(tmp_path):
+    """8 x 32 patches, which would be taken for 16 x 16 if the file did not say."""
+    from safetensors.torch import load_file
+
+    arguments = dict(img_size=(32, 128), patch_size=4, cls_token=None)
+    source = VisionMamba(dict(embed_dims=16, depth=2), **arguments)
+    names = [str(tmp_path / name) for name in ('a.pth', 'b.safetensors', 'c.safetensors', 'd.pth')]
+    torch.save({'model': source.state_dict()}, names[0])
+    for i, options in enumerate(([], ['--reverse'], [])):
+        assert convert(names[i], names[i + 1], *options).returncode == 0
+    assert 'backbone.pos_embed' in load_file(names[1]) and 'pos_embed' in load_file(names[2])
+    for name in names:
+        init_cfg = dict(type='Pretrained', checkpoint=name)
+        model = VisionMamba(dict(embed_dims=16, depth=2), **arguments, init_cfg=init_cfg)
+        model.init_weights()
+        assert torch.equal(model.pos_embed, source.pos_embed)
+
+
+def test_averages_are_converted_on_request(official, tmp_path):
+    weights = torch.load(official, weights_only=True)['model']
+    averages = {key: value + 1 for key, value in weights.items()}
+    torch.save({'model': weights, 'model_ema': averages}, tmp_path / 'both.pth')
+    for options, expected in (((), weights), (('--weights', 'ema'), averages)):
+        result = convert(tmp_path / 'both.pth', tmp_path / 'out.pth', '--force', *options)
+        assert ("the file also holds weights='ema'" in result.stdout) == (not options)
+        converted = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']
+        assert torch.equal(converted['backbone.pos_embed'], expected['pos_embed'])

@@ -23,10 +23,10 @@ from mmengine.config import Config
 
 import mmvim
 from mmvim.datasets.shapes import CLASSES, write_ade20k
+from mmvim.models.directions import DIRECTIONS
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/vim/vim-demo_linear_paired-shapes-96x96.py'
-DIRECTIONS = ('none', 'sequence', 'block', 'ssm', 'ssm_conv')
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,7 +45,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--train', type=int, default=1000, help='images (default: %(default)s)')
     parser.add_argument('--val', type=int, default=200, help='images (default: %(default)s)')
-    parser.add_argument('--directions', nargs='+', choices=DIRECTIONS, default=DIRECTIONS)
+    names = tuple(DIRECTIONS)
+    parser.add_argument('--directions', nargs='+', choices=names, default=names)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument(
         '--max-runs', type=int, help='stop after so many runs; the next call goes on from there'

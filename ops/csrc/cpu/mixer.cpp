@@ -23,22 +23,29 @@ enum Save { kNothing = 0, kProjection = 1, kStatesOnly = 2 };
 
 // x @ weightᵀ + bias of contiguous (batch, length, in) tokens: (batch, length, out). For float32 a
 // 1 x 1 convolution: oneDNN uses all of the vector width, torch's BLAS half of it on AMD processors.
-bool as_convolution(const Tensor& x) {
-  return x.scalar_type() == at::kFloat && x.numel() > 0 && at::globalContext().userEnabledMkldnn()
-      && at::hasMKLDNN();
+// With few channels torch would not ask oneDNN.
+bool as_convolution(const Tensor& x, const Tensor& weight) {
+  return x.scalar_type() == at::kFloat && x.numel() > 0 && weight.size(0) >= 32
+      && weight.size(1) >= 32 && at::globalContext().userEnabledMkldnn() && at::hasMKLDNN();
 }
 Tensor image(const Tensor& tokens) { return tokens.transpose(1, 2).unsqueeze(2); }
 Tensor filters(const Tensor& weight) { return weight.unsqueeze(2).unsqueeze(3); }
 Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias = {}) {
   std::optional<Tensor> b;
   if (bias.defined()) b = bias;
-  if (!as_convolution(x)) return at::linear(x, weight, b);
+  if (!as_convolution(x, weight)) return at::linear(x, weight, b);
   return at::conv2d(image(x), filters(weight), b).squeeze(2).transpose(1, 2).contiguous();
+}
+
+// The factor of each token in its root mean square norm: (batch, length, 1).
+Tensor norm_scale(const Tensor& x, double eps) {
+  return at::linalg_vector_norm(x, 2, at::IntArrayRef{-1}, true).square_()
+      .div_(double(x.size(-1))).add_(eps).rsqrt_();
 }
 
 // Add the gradient of weight in y = product(x, weight) to `sum`.
 void add_weight_gradient(const Tensor& sum, const Tensor& grad_y, const Tensor& x) {
-  if (as_convolution(x) && x.size(2) >= 32 && grad_y.size(2) >= 32) {
+  if (as_convolution(x, sum)) {
     auto grad = std::get<1>(at::convolution_backward(
         image(grad_y), image(x), filters(sum), at::OptionalIntArrayRef{}, {1, 1}, {0, 0}, {1, 1},
         false, {0, 0}, 1, {false, true, false}));
@@ -105,18 +112,19 @@ struct Selection {
 };
 
 struct Mixer {
-  Tensor tokens, in_weight, in_bias, out_weight, out_bias;
+  Tensor tokens, norm_weight, in_weight, in_bias, out_weight, out_bias;
   std::vector<Branch> branches;               // in the order in which `out` is added up
-  double scale;
+  double scale, norm_eps;
   int64_t batch, length, inner, together;     // images that are worked through together
   std::vector<Range> segments;
 
-  Mixer(const Tensor& tokens_, const Tensor& in_weight, const OptionalTensor& in_bias,
-        const Tensor& out_weight, const OptionalTensor& out_bias, std::vector<Branch> branches_,
-        double scale)
-      : tokens(tokens_.contiguous()), in_weight(in_weight), in_bias(in_bias.value_or(Tensor())),
-        out_weight(out_weight), out_bias(out_bias.value_or(Tensor())),
-        branches(std::move(branches_)), scale(scale), batch(tokens_.size(0)),
+  Mixer(const Tensor& tokens_, const OptionalTensor& norm_weight, const Tensor& in_weight,
+        const OptionalTensor& in_bias, const Tensor& out_weight, const OptionalTensor& out_bias,
+        std::vector<Branch> branches_, double scale, double norm_eps)
+      : tokens(tokens_.contiguous()), norm_weight(norm_weight.value_or(Tensor())),
+        in_weight(in_weight), in_bias(in_bias.value_or(Tensor())), out_weight(out_weight),
+        out_bias(out_bias.value_or(Tensor())), branches(std::move(branches_)), scale(scale),
+        norm_eps(norm_eps), batch(tokens_.size(0)),
         length(tokens_.size(1)), inner(in_weight.size(0) / 2) {
     std::reverse(branches.begin(), branches.end());
     together = std::clamp<int64_t>(kTokens / std::max<int64_t>(length, 1), 1, std::max<int64_t>(batch, 1));
@@ -154,8 +162,27 @@ struct Mixer {
     return indices;
   }
 
+  // The tokens of in_proj, (b, l, C).
+  Tensor normed(const Tensor& x) const {
+    if (!norm_weight.defined()) return x;
+    Tensor y = fresh(x.sizes(), x.options());
+    at::mul_out(y, x, norm_scale(x, norm_eps));
+    return y.mul_(norm_weight);
+  }
+
+  // The gradient of x from that of normed(x), which is overwritten; adds to that of norm_weight.
+  Tensor through_norm(const Tensor& x, const Tensor& grad, const Tensor& grad_weight) const {
+    if (!norm_weight.defined()) return grad;
+    Tensor factor = norm_scale(x, norm_eps), unit = x * factor;
+    grad_weight.add_((grad * unit).sum({0, 1}));
+    grad.mul_(norm_weight);
+    Tensor along = at::linalg_vecdot(grad, unit).unsqueeze(-1).div_(double(x.size(-1)));
+    return grad.addcmul_(unit, along, -1).mul_(factor);
+  }
+
+  // Rows [begin, end) of in_proj, of tokens before their norm.
   Tensor project(const Tensor& x, int64_t begin, int64_t end) const {
-    return product(x, in_weight.slice(0, begin, end),
+    return product(normed(x), in_weight.slice(0, begin, end),
                   in_bias.defined() ? in_bias.slice(0, begin, end) : in_bias);
   }
 
@@ -166,10 +193,9 @@ struct Mixer {
   // Returns the output, (batch, length, C'), and what backward needs: in_proj's output and the states
   // of each branch, in the order of `branches`; empty where it is not to be saved.
   std::vector<Tensor> forward(int64_t save) const {
-    Tensor out = fresh({batch, length, out_weight.size(0)}, tokens.options());
     Tensor xz = save == kProjection ? project(tokens, 0, 2 * inner)
                                     : at::empty({0}, tokens.options());
-    std::vector<Tensor> results{out, xz};
+    std::vector<Tensor> results{fresh({batch, length, out_weight.size(0)}, tokens.options()), xz};
     for (const Branch& p : branches)
       results.push_back(at::empty({save ? batch * rows(length) : 0, inner * p.states()},
                                   tokens.options()));
@@ -199,7 +225,7 @@ struct Mixer {
           Tensor y_here = here.of(y);
           mmvim::forward(chosen.direction(p), last ? z.transpose(1, 2) : z, last ? scale : 1.,
                          finish(i), y_here.transpose(1, 2), state, checkpoints, state);
-          if (last) here.of(out).slice(0, first, first + b)
+          if (last) here.of(results[0].slice(0, first, first + b))
               .copy_(product(y_here.contiguous(), out_weight, out_bias));
         }
       }
@@ -219,7 +245,7 @@ struct Mixer {
                                const std::vector<Tensor>& saved_states) const {
     Tensor grad_out = grad_out_.contiguous(), grad_tokens = fresh_like(tokens);
     auto zeros = [](const Tensor& x) { return x.defined() ? at::zeros_like(x) : x; };
-    Tensor grad_in = zeros(in_weight), grad_in_bias = zeros(in_bias);
+    Tensor grad_norm = zeros(norm_weight), grad_in = zeros(in_weight), grad_in_bias = zeros(in_bias);
     Tensor grad_out_weight = zeros(out_weight), grad_out_bias = zeros(out_bias);
     std::vector<Branch> grads;
     for (const Branch& p : branches) grads.push_back(p.zeros());
@@ -229,6 +255,7 @@ struct Mixer {
       auto some = [&](const Tensor& x) { return x.slice(0, first, first + b); };
       Tensor images = some(tokens), grad_images = some(grad_out);
       Tensor xz = xz_.dim() == 3 ? some(xz_) : project(images, 0, 2 * inner);
+      Tensor grad_y = product(grad_images, out_columns);       // (b, L, E)
       Tensor grad_xz = fresh({b, length, 2 * inner}, tokens.options());
       Tensor grad_x = grad_xz.slice(2, 0, inner), grad_z = grad_xz.slice(2, inner);
       grad_x.zero_();
@@ -239,20 +266,19 @@ struct Mixer {
         for (size_t s : order(p, true)) {
           Range here = segments[s];
           auto [start, checkpoints] = states(saved_states[i], p, first, b, s);
-          Tensor grad_here = here.of(grad_images).contiguous();
           Tensor y = last ? fresh({b, here.size(), inner}, tokens.options()) : Tensor();
           Middle middle{start, grad_state, last ? y.transpose(1, 2) : y};
-          through_segment(p, grads[i], here, xz, product(grad_here, out_columns), checkpoints,
-                          grad_x, here.of(grad_z), finish(i), middle);
-          if (last) add_weight_gradient(grad_out_weight, grad_here, y);
+          through_segment(p, grads[i], here, xz, here.of(grad_y), checkpoints, grad_x,
+                          here.of(grad_z), finish(i), middle);
+          if (last) add_weight_gradient(grad_out_weight, here.of(grad_images).contiguous(), y);
         }
       }
-      some(grad_tokens).copy_(product(grad_xz, in_columns));
-      add_weight_gradient(grad_in, grad_xz, images);
+      add_weight_gradient(grad_in, grad_xz, normed(images));
+      some(grad_tokens).copy_(through_norm(images, product(grad_xz, in_columns), grad_norm));
       if (in_bias.defined()) grad_in_bias.add_(grad_xz.sum({0, 1}));
     }
     if (out_bias.defined()) grad_out_bias.add_(grad_out.sum({0, 1}));
-    std::vector<Tensor> all{grad_tokens, grad_in, grad_in_bias, grad_out_weight, grad_out_bias};
+    std::vector<Tensor> all{grad_tokens, grad_norm, grad_in, grad_in_bias, grad_out_weight, grad_out_bias};
     for (const Branch& g : grads)
       for (const Tensor& x : {g.conv_weight, g.conv_bias, g.x_proj, g.dt_proj, g.dt_bias, g.A, g.D})
         all.push_back(x);
@@ -267,7 +293,7 @@ struct Mixer {
                        const Tensor& grad_z, Finish finish, const Middle& middle) const {
     Selection chosen(p, xz.slice(2, 0, inner), here, length);
     Direction d = chosen.direction(p);
-    Tensor grad_seen = fresh_like(chosen.u_seen);
+    Tensor grad_seen = fresh(chosen.u_seen.sizes(), xz.options());
     Tensor grad_u = grad_seen.slice(1, chosen.own, chosen.own + here.size());
     grad_seen.slice(1, 0, chosen.own).zero_();
     grad_seen.slice(1, chosen.own + here.size()).zero_();
@@ -305,14 +331,14 @@ Branch branch(const Tensor& conv_weight, const OptionalTensor& conv_bias, const 
 
 // The operators' arguments, as in mmvim_ops/backends/schemas.py. A second direction is there if its conv_weight is.
 #define MMVIM_MIXER_ARGUMENTS                                                                      \
-  const Tensor &tokens, const Tensor &in_weight, const OptionalTensor &in_bias,                    \
-      const Tensor &out_weight, const OptionalTensor &out_bias, const Tensor &conv_weight,         \
+  const Tensor &tokens, const OptionalTensor &norm_weight, const Tensor &in_weight,                \
+      const OptionalTensor &in_bias, const Tensor &out_weight, const OptionalTensor &out_bias, const Tensor &conv_weight,         \
       const OptionalTensor &conv_bias, const Tensor &x_proj, const Tensor &dt_proj,                \
       const Tensor &dt_bias, const Tensor &A, const OptionalTensor &D,                             \
       const OptionalTensor &conv_weight_b, const OptionalTensor &conv_bias_b,                      \
       const OptionalTensor &x_proj_b, const OptionalTensor &dt_proj_b,                             \
       const OptionalTensor &dt_bias_b, const OptionalTensor &A_b, const OptionalTensor &D_b,       \
-      at::ArrayRef<int64_t> reversed, double scale
+      at::ArrayRef<int64_t> reversed, double scale, double norm_eps
 
 Mixer mixer(MMVIM_MIXER_ARGUMENTS) {
   std::vector<Branch> branches{branch(conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D,
@@ -320,13 +346,13 @@ Mixer mixer(MMVIM_MIXER_ARGUMENTS) {
   if (conv_weight_b.has_value())
     branches.push_back(branch(*conv_weight_b, conv_bias_b, *x_proj_b, *dt_proj_b, *dt_bias_b, *A_b,
                               D_b, reversed[2], reversed[3]));
-  return Mixer(tokens, packed(in_weight), in_bias, packed(out_weight), out_bias,
-               std::move(branches), scale);
+  return Mixer(tokens, norm_weight, packed(in_weight), in_bias, packed(out_weight), out_bias,
+               std::move(branches), scale, norm_eps);
 }
 #define MMVIM_MIXER_GIVEN                                                                          \
-  tokens, in_weight, in_bias, out_weight, out_bias, conv_weight, conv_bias, x_proj, dt_proj,       \
+  tokens, norm_weight, in_weight, in_bias, out_weight, out_bias, conv_weight, conv_bias, x_proj, dt_proj,       \
       dt_bias, A, D, conv_weight_b, conv_bias_b, x_proj_b, dt_proj_b, dt_bias_b, A_b, D_b,         \
-      reversed, scale
+      reversed, scale, norm_eps
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mamba_mixer(MMVIM_MIXER_ARGUMENTS, int64_t save) {
   auto results = mixer(MMVIM_MIXER_GIVEN).forward(save);
@@ -344,7 +370,7 @@ std::vector<Tensor> mamba_mixer_backward(const Tensor& grad_out, MMVIM_MIXER_ARG
   if (m.branches.size() == 2) saved.insert(saved.begin(), states_b);
   auto all = m.backward(grad_out, xz, saved);
   if (m.branches.size() == 2) {
-    std::rotate(all.begin() + 5, all.begin() + 12, all.end());
+    std::rotate(all.begin() + 6, all.begin() + 13, all.end());
   } else {
     for (int i = 0; i < 7; i++) all.push_back(at::empty({0}, tokens.options()));
   }

@@ -54,6 +54,8 @@ def operator(family: str, name: str):
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd will want a backward pass of an operator with these arguments."""
+    if torch.jit.is_tracing():
+        return True  # what is traced may run in either mode, and torch compares both
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 

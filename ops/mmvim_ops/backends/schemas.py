@@ -17,11 +17,12 @@ _BIDIRECTIONAL = (
 )
 _CONV1D = 'Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse'
 _MIXER = (
-    'Tensor tokens, Tensor in_weight, Tensor? in_bias, Tensor out_weight, Tensor? out_bias, '
+    'Tensor tokens, Tensor? norm_weight, Tensor in_weight, Tensor? in_bias, Tensor out_weight, '
+    'Tensor? out_bias, '
     'Tensor conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_proj, Tensor dt_bias, '
     'Tensor A, Tensor? D, Tensor? conv_weight_b, Tensor? conv_bias_b, Tensor? x_proj_b, '
     'Tensor? dt_proj_b, Tensor? dt_bias_b, Tensor? A_b, Tensor? D_b, int[] reversed, '
-    'float scale, '
+    'float scale, float norm_eps, '
 )
 
 SCHEMAS = {

@@ -33,7 +33,7 @@ def why_not(call: MixerCall) -> str | None:
 
 def _tensors(call: MixerCall) -> list[Tensor | None]:
     """Those of the operator, in the order of its schema."""
-    found = [*call[:5]]
+    found = [*call[:6]]
     for direction in call.directions:
         found += [direction.conv_weight.flatten(1), *direction[1:OF_DIRECTION]]
     if len(call.directions) == 1:
@@ -50,11 +50,13 @@ def mamba_mixer(call: MixerCall) -> Tensor:
         reverse += [int(scan_reverse), int(scan_reverse if conv_reverse is None else conv_reverse)]
     tensors = _tensors(call)
     save = SAVE[call.recompute] if needs_gradient(*tensors) else 0
-    return torch.ops.mmvim_ops.cpp_mamba_mixer(*tensors, reverse, call.scale, save)[0]
+    return torch.ops.mmvim_ops.cpp_mamba_mixer(*tensors, reverse, call.scale, call.norm_eps, save)[
+        0
+    ]
 
 
 def _fake_mixer(*arguments):
-    tokens, in_weight, _, out_weight = arguments[:4]
+    tokens, _, in_weight, _, out_weight = arguments[:5]
     save = arguments[-1]
     batch, length, _ = tokens.shape
     inner = in_weight.shape[0] // 2
@@ -66,7 +68,7 @@ def _fake_mixer(*arguments):
     def states(A):
         return tokens.new_empty(rows if save else 0, inner * A.shape[1])
 
-    A, A_b = arguments[10], arguments[17]
+    A, A_b = arguments[11], arguments[18]
     return (
         tokens.new_empty(batch, length, out_weight.shape[0]),
         tokens.new_empty((batch, length, 2 * inner) if save == 1 else (0,)),
@@ -76,21 +78,21 @@ def _fake_mixer(*arguments):
 
 
 def _fake_mixer_backward(grad_out, *arguments):
-    *tensors, _, _, _, _, _ = arguments
+    tensors = arguments[:20]
     return [grad_out.new_empty(0) if x is None else x.new_empty(x.shape) for x in tensors]
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.reversed, ctx.scale, _ = inputs
+    *tensors, ctx.reversed, ctx.scale, ctx.norm_eps, _ = inputs
     ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _backward(ctx, grad_out, *_):
     *tensors, xz, states, states_b = ctx.saved_tensors
     grads = torch.ops.mmvim_ops.cpp_mamba_mixer_backward(
-        grad_out, *tensors, ctx.reversed, ctx.scale, xz, states, states_b
+        grad_out, *tensors, ctx.reversed, ctx.scale, ctx.norm_eps, xz, states, states_b
     )
-    return *only_given(tensors, grads), None, None, None
+    return *only_given(tensors, grads), None, None, None, None
 
 
 def define() -> None:
