@@ -83,6 +83,8 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        if not isinstance(scales, list | tuple) or not scales:
+            raise ValueError(f'scales must be a sequence of numbers, got {scales!r}')
         one = not isinstance(in_channels, list | tuple)
         widths = [in_channels] * len(scales) if one else in_channels
         widths = [integer('in_channels', width) for width in widths]
@@ -124,6 +126,10 @@ class SimpleFeaturePyramid(BaseModule):
             ]
             width = quarter
         elif scale == 2:
+            if width < shrink:
+                raise ValueError(
+                    f'in_channels must be at least 2 at scale 2 with out_channels, got {width}'
+                )
             layers = [nn.ConvTranspose2d(width, width // shrink, 2, 2)]
             width = width // shrink
         elif scale == 1:
