@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import build_interface
+from build_torch import Torch, find_torch
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
@@ -34,18 +35,16 @@ if X86_64:
         '-mfma',
         '-mprefer-vector-width=512',
     ]
-OPERATORS = ('scan.cpp', 'conv1d.cpp', 'mixer.cpp', 'dispatch.cpp')
+OPERATORS = ('operators.cpp', 'dispatch.cpp')
 INTERFACE = 'interface.cpp'  # no torch in it either
 COMMON = ['-O3', '-fPIC', '-g0', '-Wno-psabi', '-Wno-uninitialized', '-Wno-maybe-uninitialized']
 
 
 def why_not() -> str | None:
     """What keeps the library from being compiled here; None where nothing is known to."""
-    try:
-        import torch.utils.cpp_extension  # noqa: F401
-    except ImportError:
+    if find_torch() is None:
         return (
-            'torch cannot be imported while building: install torch first, then '
+            'there is no torch to compile them for: install torch first, then '
             'pip install --no-build-isolation'
         )
     if os.name != 'posix':
@@ -86,28 +85,26 @@ class BuildOps(build_ext):
             print(f'mmvim_ops: the compiled CPU kernels are left out: {error}', file=sys.stderr)
 
     def compile_and_link(self, target: Path):
-        from torch.utils.cpp_extension import include_paths, library_paths
-
+        torch = find_torch()
         extra = shlex.split(os.environ.get('MMVIM_OPS_CXXFLAGS', ''))
 
         def compile_file(name: str) -> str:
             if name in KERNELS:
                 return self.compile_one(name, [], ['-std=c++17', *KERNELS[name], *extra])
             if name == INTERFACE:
-                flags = ['-std=c++17', build_interface.cpp_flag(), *extra]
+                flags = ['-std=c++17', build_interface.cpp_flag(torch.version), *extra]
                 return self.compile_one(name, [], flags)
-            return self.compile_one(name, include_paths(), [*torch_flags(), *extra])
+            return self.compile_one(name, [torch.include], [*torch_flags(torch), *extra])
 
         with ThreadPoolExecutor(int(os.environ.get('MAX_JOBS') or os.cpu_count() or 1)) as pool:
             objects = list(pool.map(compile_file, (*OPERATORS, *KERNELS, INTERFACE)))
-        folders = library_paths()
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
             objects,
             str(target),
-            library_dirs=folders,
+            library_dirs=[torch.libraries],
             libraries=['torch_cpu', 'c10'],
-            extra_postargs=[*openmp_library(folders), *extra],
+            extra_postargs=[*openmp_library(torch.libraries), *extra],
             target_lang='c++',
         )
 
@@ -121,19 +118,17 @@ class BuildOps(build_ext):
         return output
 
 
-def torch_flags() -> list[str]:
+def torch_flags(torch: Torch) -> list[str]:
     """Flags for files that include torch's headers."""
-    import torch
+    return [
+        f'-std={"c++20" if torch.minor >= (2, 10) else "c++17"}',
+        '-fopenmp',
+        f'-D_GLIBCXX_USE_CXX11_ABI={torch.cxx11_abi}',
+    ]
 
-    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
-    standard = 'c++20' if version >= (2, 10) else 'c++17'
-    abi = int(torch.compiled_with_cxx11_abi())
-    return [f'-std={standard}', '-fopenmp', f'-D_GLIBCXX_USE_CXX11_ABI={abi}']
 
-
-def openmp_library(folders: list[str]) -> list[str]:
+def openmp_library(folder: str) -> list[str]:
     """Link the OpenMP runtime that torch brought, as two of them would not share their threads."""
-    for folder in folders:
-        for library in sorted(Path(folder).glob('libgomp*.so*')):
-            return [str(library)]
+    for library in sorted(Path(folder).glob('libgomp*.so*')):
+        return [str(library)]
     return ['-fopenmp']

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import build_interface
+from build_torch import find_torch
 
 SOURCES = Path(__file__).parent / 'csrc' / 'cuda'
 TARGET = Path(__file__).parent / 'mmvim_ops' / '_cuda.so'
@@ -45,12 +46,11 @@ def why_not() -> str | None:
     wanted = os.environ.get('MMVIM_OPS_CUDA')
     if wanted in ('0', '1'):
         return None if wanted == '1' else 'MMVIM_OPS_CUDA=0 says so'
-    try:
-        import torch
-    except ImportError:
-        return 'torch cannot be imported while building (MMVIM_OPS_CUDA=1 compiles them anyway)'
-    if torch.version.cuda is None:
-        return f'torch {torch.__version__} has no CUDA (MMVIM_OPS_CUDA=1 compiles them anyway)'
+    torch = find_torch()
+    if torch is None:
+        return 'there is no torch (MMVIM_OPS_CUDA=1 compiles them anyway)'
+    if torch.cuda is None:
+        return f'torch {torch.version} has no CUDA (MMVIM_OPS_CUDA=1 compiles them anyway)'
     return None
 
 

@@ -1,8 +1,9 @@
 """What the compiled libraries are told of the Python code that calls them.
 
-Each library carries a hash of the interface between both: the operators' schemas for ``_cpp.so``,
-structures and functions for ``_cuda.so``. Python compares it before it loads a library. The files
-that know the interface are loaded by their paths, as torch need not be there to build.
+Each library carries a hash of the interface between both: the operators' schemas and torch's minor
+version for ``_cpp.so``, structures and functions for ``_cuda.so``. Python compares it before it
+loads a library. The files that know the interface are loaded by their paths, as torch need not be
+there to build.
 """
 
 import importlib.util
@@ -20,9 +21,9 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-def cpp_flag() -> str:
+def cpp_flag(torch_version: str) -> str:
     """For the compiler of ``csrc/cpu/interface.cpp``."""
-    return f'-DMMVIM_INTERFACE="{_load("schemas").interface()}"'
+    return f'-DMMVIM_INTERFACE="{_load("schemas").library_interface(torch_version)}"'
 
 
 def write_cuda_header(folder: Path) -> None:

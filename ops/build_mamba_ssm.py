@@ -20,6 +20,7 @@ from pathlib import Path
 
 from build_cpp import torch_flags
 from build_cuda import architecture_flags, find_nvcc, run
+from build_torch import find_torch
 
 MODULE = 'selective_scan_cuda'
 # As in its own setup.py.
@@ -47,7 +48,7 @@ def build(source: Path, target: Path) -> Path:
     nvcc = find_nvcc()
     if nvcc is None or torch.version.cuda is None:
         raise RuntimeError('it takes a torch with CUDA, and nvcc on the PATH or in CUDA_HOME')
-    standard, _, abi = torch_flags()
+    standard, _, abi = torch_flags(find_torch())
     includes = [*include_paths(), sysconfig.get_paths()['include']]
     flags = [
         *(standard, abi, *FLAGS, '-Xcompiler=-fPIC', f'-DTORCH_EXTENSION_NAME={MODULE}'),

@@ -11,12 +11,12 @@ trap 'rm -rf "$here"' EXIT
 flags='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1'
 cp -r ops/mmvim_ops "$here"
 rm -f "$here"/mmvim_ops/*.so
-MMVIM_OPS_CXXFLAGS=$flags "$python" setup.py -q build_ext --build-temp "$here/build" --build-lib "$here"
+(cd ops && MMVIM_OPS_CXXFLAGS=$flags "$python" setup.py -q build_ext --build-temp "$here/build" --build-lib "$here")
 test -f "$here/mmvim_ops/_cpp.so"
 
 # Python and torch are not instrumented: the runtimes come first, and what those leak is not asked.
-export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
-export ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$here CXXFLAGS=$flags
+LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
+export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$here CXXFLAGS=$flags
 # Not what starts other programs, nor what needs more memory than there is.
 "$python" -m pytest tests/ops -p no:cacheprovider --capture=sys \
   -k '(cpp or cuda) and not (compiles_and or inductor or 64_bits)' "$@"

@@ -1,27 +1,20 @@
-"""The op alone, without the plugin around it (whose own setup.py brings it along):
-
-pip install --no-build-isolation ./ops
-"""
+"""What pyproject.toml cannot say of mmvim-ops: its compiled libraries, and the wheel's tag."""
 
 import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from build_ops import BuildOps, extensions
 
-setup(
-    name='mmvim-ops',
-    version='0.1.0',
-    description='Selective state space scan for PyTorch: CPU, CUDA and Triton',
-    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    packages=find_packages(include=['mmvim_ops', 'mmvim_ops.*']),
-    ext_modules=extensions(),
-    cmdclass={'build_ext': BuildOps},
-    python_requires='>=3.10',
-    install_requires=['torch>=2.4'],
-    extras_require={'triton': ['triton>=3.3; platform_system == "Linux"']},
-)
+
+class Wheel(bdist_wheel):
+    """The libraries have no Python in them, so their wheel serves every Python of a platform."""
+
+    def get_tag(self):
+        return 'py3', 'none', super().get_tag()[2]
+
+
+setup(ext_modules=extensions(), cmdclass={'build_ext': BuildOps, 'bdist_wheel': Wheel})

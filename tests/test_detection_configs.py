@@ -69,7 +69,12 @@ def check_predictions(model: torch.nn.Module, shape: tuple[int, int]) -> None:
     assert found.masks.dtype == torch.bool and len(found.masks) == len(found.bboxes)
 
 
-@pytest.mark.parametrize('path', READY, ids=lambda p: p.stem)
+def slow_at_full_size(path):
+    marks = [pytest.mark.slow] if path.stem.endswith('coco-1024x1024') else []
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize('path', map(slow_at_full_size, READY))
 def test_config_trains_and_predicts(path):
     cfg = load(path, size=64)
     assert {'train_dataloader', 'test_dataloader', 'test_evaluator'} <= set(cfg)
@@ -79,6 +84,7 @@ def test_config_trains_and_predicts(path):
     check_predictions(model, (48, 80))
 
 
+@pytest.mark.slow
 def test_the_papers_size_trains_and_predicts():
     model = build(load(PAPER))
     check_step(model, batch((700, 1024)))  # jittered; padded to 1024 x 1024

@@ -8,9 +8,9 @@
 
 Every model has a process of its own. At each size, the models take turns, one step each, and the
 median over the turns is given, with half of the range as its spread. The peak memory is that of the
-first step, beyond what the model and the images take. A model that runs out of memory is reported
-as such and the others go on. DeiT is measured with torch's fused attention and with an explicit
-softmax, which stores the attention matrix, as the Vim paper did.
+first step, beyond what the model and the images take; on the CPU, only Linux tells it. A model that
+runs out of memory is reported as such and the others go on. DeiT is measured with torch's fused
+attention and with an explicit softmax, which stores the attention matrix, as the Vim paper did.
 
 Writes benchmark.json, benchmark.md and benchmark.png to --out.
 """
@@ -31,7 +31,7 @@ from rich.table import Table
 from mmvim.benchmark import report
 from mmvim.benchmark.subjects import DTYPES, MODEL_NAMES, PARTS, Subject
 from mmvim.benchmark.worker import Result, Worker
-from mmvim.utils.measure import processor, read_bytes
+from mmvim.utils.measure import PROC, PeakMemory, processor, read_bytes
 from mmvim_ops import available_backends
 
 GIB = 2**30
@@ -78,6 +78,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f'--device must be cpu or cuda, got {args.device}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch finds no GPU here')
+    limited = args.memory_limit is not None or args.batch_size == 'max'
+    if args.device == 'cpu' and limited and PeakMemory.status('VmSize') is None:
+        parser.error(
+            '--memory-limit and --batch-size max limit the memory of a process, which needs Linux; '
+            f'this is {platform.system()}'
+        )
     if args.run == 'graph' and (args.device != 'cuda' or args.mode != 'forward'):
         parser.error('--run graph needs --device cuda and --mode forward')
     if args.batch_size != 'max' and not args.batch_size.isdigit():
@@ -116,7 +122,7 @@ def memory_limit(args: argparse.Namespace) -> int | None:
     """Bytes that a process may ask for; None where the system does not tell what there is."""
     if args.memory_limit is not None:
         return int(args.memory_limit * GIB)
-    path = Path('/proc/meminfo')
+    path = PROC / 'meminfo'
     if not path.exists():
         return None
     return read_bytes(path, 'MemAvailable') * 9 // 10
@@ -189,7 +195,7 @@ def main() -> None:
     about['time of the whole run'] = f'{time.perf_counter() - start:.0f} s'
     report.save(args.out / 'benchmark.json', results, about)
     header, cells = report.rows(results, args.baseline or ())
-    (args.out / 'benchmark.md').write_text(report.markdown(header, cells, about))
+    (args.out / 'benchmark.md').write_text(report.markdown(header, cells, about), encoding='utf-8')
     title = f'{args.part}, {args.mode}, {args.dtype}, {about["machine"]}'
     report.plot(args.out / 'benchmark.png', results, title)
     console.print(f'benchmark.json, benchmark.md and benchmark.png are in {args.out}')

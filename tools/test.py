@@ -7,7 +7,16 @@ from mmengine.evaluator import BaseMetric, DumpResults
 
 import mmvim  # noqa: F401  (registers the models)
 from mmvim.engine import build_runner
-from mmvim.utils.launch import UserError, check_data, command_line, common_parser, load_config, run
+from mmvim.utils.data import evaluator_dicts
+from mmvim.utils.launch import (
+    UserError,
+    check_data,
+    command_line,
+    common_parser,
+    load_config,
+    run,
+    type_name,
+)
 
 
 def parse_args():
@@ -15,8 +24,8 @@ def parse_args():
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--out',
-        help='where predictions go: a folder of PNG label maps for segmentation, '
-        'a .pkl file for detection and classification',
+        help='where predictions go: a .pkl file, which the analysis tools of mmdet and mmpretrain '
+        "and mmengine's offline evaluation read; for segmentation also a folder of PNG label maps",
     )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument(
@@ -55,12 +64,27 @@ def use_tta(cfg: Config) -> None:
 
 
 def prediction_dump(scope: str, filename: str) -> BaseMetric:
-    """The pseudo-metric that pickles all predictions."""
+    """The pseudo-metric that pickles all predictions, as compact as the task has one."""
     if scope == 'mmdet':  # stores masks run-length encoded
         from mmdet.evaluation import DumpDetResults
 
         return DumpDetResults(out_file_path=filename)
+    if scope == 'mmseg':
+        from mmvim.evaluation import DumpSegResults
+
+        return DumpSegResults(out_file_path=filename)
     return DumpResults(out_file_path=filename)
+
+
+def write_label_maps(cfg: Config, folder: str) -> None:
+    """Let mmseg's IoUMetric write its predictions."""
+    metrics = [m for m in evaluator_dicts(cfg.test_evaluator) if type_name(m.type) == 'IoUMetric']
+    if not metrics:
+        raise UserError(
+            f'--out {folder}: label maps are written by an IoUMetric, which test_evaluator lacks; '
+            'use a .pkl file'
+        )
+    metrics[0].output_dir = folder
 
 
 def main() -> None:
@@ -73,13 +97,10 @@ def main() -> None:
     if args.tta:
         use_tta(cfg)
     pickled = args.out is not None and args.out.endswith(('.pkl', '.pickle'))
-    if args.out is not None:
-        segmentation = cfg.default_scope == 'mmseg'
-        if pickled == segmentation:
-            wanted = 'a folder' if segmentation else 'a .pkl file'
-            raise UserError(f'--out must be {wanted} for {cfg.default_scope}, got {args.out}')
-        if segmentation:
-            cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+    if args.out is not None and not pickled:
+        if cfg.default_scope != 'mmseg':
+            raise UserError(f'--out must be a .pkl file for {cfg.default_scope}, got {args.out}')
+        write_label_maps(cfg, args.out)
     runner = build_runner(cfg)
     if pickled:
         runner.test_evaluator.metrics.append(prediction_dump(cfg.default_scope, args.out))

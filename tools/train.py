@@ -5,7 +5,15 @@ from mmengine.device import get_device
 
 import mmvim  # noqa: F401  (registers the models)
 from mmvim.engine import build_runner
-from mmvim.utils.launch import UserError, check_data, command_line, common_parser, load_config, run
+from mmvim.utils.launch import (
+    UserError,
+    check_data,
+    command_line,
+    common_parser,
+    load_config,
+    run,
+    type_name,
+)
 
 
 def parse_args():
@@ -37,11 +45,13 @@ def parse_args():
 
 def use_amp(cfg: Config, dtype: str) -> None:
     """Replace the plain optimizer wrapper by the one for mixed precision on this device."""
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    kind = type_name(cfg.optim_wrapper.get('type', 'OptimWrapper'))
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'CpuAmpOptimWrapper'):
         raise UserError(f'--amp works with an OptimWrapper, optim_wrapper.type is {kind}')
     cfg.optim_wrapper.type = 'CpuAmpOptimWrapper' if get_device() == 'cpu' else 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    scale = cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if isinstance(scale, int):  # mmengine takes floats only
+        cfg.optim_wrapper.loss_scale = float(scale)
     if dtype != 'default':
         cfg.optim_wrapper.dtype = dtype
 

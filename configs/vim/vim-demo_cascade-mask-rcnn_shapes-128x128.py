@@ -31,6 +31,7 @@ model = dict(
         mask_head=dict(
             in_channels=channels, conv_out_channels=channels, num_classes=len(classes))),
     train_cfg=dict(
+        rpn=dict(allowed_border=0),
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
         rcnn=[
             dict(stage, sampler=dict(stage.sampler, num=64)) for stage in _base_.model.train_cfg.rcnn

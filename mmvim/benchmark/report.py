@@ -111,8 +111,8 @@ def plot(path: Path, results: list[Result], title: str) -> None:
         memory.plot([r.subject.size for r in known], [r.memory / MIB for r in known], **style)
     for axes, name in ((speed, 'images / s'), (memory, 'peak memory of a step, MiB')):
         axes.set(xlabel='image side, pixels', ylabel=name)
-        if not sizes:
-            continue
+        if not any(len(line.get_xdata()) for line in axes.lines):
+            continue  # nothing is known, and no logarithm of it
         axes.set(xscale='log', yscale='log')
         axes.set_xticks(sizes, [str(size) for size in sizes], rotation=45)
         axes.minorticks_off()

@@ -19,7 +19,7 @@ from ..datasets.samples import generate_batch
 
 __all__ = ['DTYPES', 'MODEL_NAMES', 'PARTS', 'Step', 'Subject']
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
+CONFIGS = Path(__file__).parents[1] / '.mim' / 'configs'
 # What each part's whole model is read from: {family} is vim or deit, {name} such as vim-tiny.
 WHOLE = {
     'segmentor': '{family}/{name}_upernet_8xb2-160k_ade20k-512x512.py',

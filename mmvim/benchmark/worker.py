@@ -63,7 +63,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def limit_memory(limit: int | None) -> None:
-    """Let this process have so many bytes more than it has now; asking for more is an error."""
+    """Let this process have so many bytes more than it has now; asking for more is an error.
+
+    Linux only: other systems have no such limit, or do not keep it.
+    """
     if limit is not None:
         import resource
 
@@ -162,7 +165,7 @@ class Worker:
             answer = self.pipe.recv()
         except (EOFError, OSError):  # Linux ends processes that it has no memory for
             self.process.join()
-            killed = self.process.exitcode == -signal.SIGKILL
+            killed = self.process.exitcode == -9  # SIGKILL, which Windows does not name
             answer = OUT_OF_MEMORY if killed else f'process ended with {self.process.exitcode}'
         if isinstance(answer, str):
             self.result.status = answer

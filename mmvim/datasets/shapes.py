@@ -93,7 +93,7 @@ def draw_scene(rng: np.random.Generator, size: int = 128, palette: str = 'class'
         mask = cover >= 0.5
         owner[mask] = len(labels)
         labels.append(label)
-        areas.append(np.count_nonzero(mask))
+        areas.append(int(np.count_nonzero(mask)))
         edge = (cover > 0.25) & (cover < 0.75)
         blended = edge | (blended & (cover <= 0.25))
         hue = families[label - 1] * hue_step + rng.uniform(-0.5, 0.5) * hue_step

@@ -1,4 +1,5 @@
 from .atomic_checkpoint import AtomicCheckpointHook
+from .check_data import CheckDataHook
 from .checkpoint_hook import FitCheckpointHook
 from .cpu_amp import CpuAmpOptimWrapper
 from .cpu_runner import CpuDistributedRunner
@@ -9,6 +10,7 @@ from .resumable_runner import ResumableRunner, build_runner
 
 __all__ = [
     'AtomicCheckpointHook',
+    'CheckDataHook',
     'CpuAmpOptimWrapper',
     'CpuDistributedRunner',
     'FitCheckpointHook',

@@ -21,33 +21,43 @@ class StopAtNonFiniteHook(Hook):
     Gradients are looked at before every step of an optimizer, and before they are clipped, which
     spreads one that is not finite over all. So the weights are still those from before: with a
     non-finite loss the step would make all of them NaN. A gradient scaler leaves such steps out,
-    which is how it finds its scale; there the loss alone decides. (mmdet's
-    ``CheckInvalidLossHook`` looks at every 50th loss, after the step.)
+    which is how it finds its scale; there the loss alone decides. The optimizer wrapper has its
+    own ``step`` again after every iteration. (mmdet's ``CheckInvalidLossHook`` looks at every 50th
+    loss, after the step.)
 
     Raises:
         FloatingPointError: The message names the iteration and the first parameter that is not
             finite, or else the first such gradient.
     """
 
-    def before_train(self, runner) -> None:
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        for wrapper in wrappers:
-            scaler = getattr(wrapper, 'loss_scaler', None)
-            if scaler is None or not scaler.is_enabled():
-                wrapper.step = partial(self._checked_step, runner, wrapper, wrapper.step)
-
-    def _checked_step(self, runner, wrapper: OptimWrapper, step: Callable, **kwargs) -> None:
-        grads = [p.grad for group in wrapper.param_groups for p in group['params']]
-        if not all_finite([grad for grad in grads if grad is not None]):
-            self._stop(runner, 'a gradient is not finite')
-        step(**kwargs)
+        self._release()  # what an exception in the iteration before has left
+        self._steps = [
+            CheckedStep(wrapper, partial(self._check_gradients, runner, wrapper))
+            for wrapper in wrappers
+            if not scales(wrapper)
+        ]
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._release()
         losses = {k: v for k, v in (outputs or {}).items() if 'loss' in k}
         bad = [name for name, value in losses.items() if not torch.isfinite(torch.as_tensor(value))]
         if bad:
             self._stop(runner, f'{", ".join(bad)} is not finite')
+
+    def after_train(self, runner) -> None:
+        self._release()
+
+    def _check_gradients(self, runner, wrapper: OptimWrapper) -> None:
+        grads = [p.grad for group in wrapper.param_groups for p in group['params']]
+        if not all_finite([grad for grad in grads if grad is not None]):
+            self._stop(runner, 'a gradient is not finite')
+
+    def _release(self) -> None:
+        for step in getattr(self, '_steps', ()):
+            step.release()
 
     def _stop(self, runner, what: str) -> None:
         culprit = first_non_finite(runner.model) or (
@@ -58,6 +68,36 @@ class StopAtNonFiniteHook(Hook):
             'was written since. Lower learning rate, clip_grad, --amp bfloat16 instead of float16, '
             "or the backbone's reduction='mean' may help"
         )
+
+
+class CheckedStep:
+    """Takes the place of an optimizer wrapper's ``step`` until it is released, or raises."""
+
+    def __init__(self, wrapper: OptimWrapper, check: Callable[[], None]) -> None:
+        self.wrapper, self.check, self.before = wrapper, check, vars(wrapper).get('step')
+        self.step = wrapper.step
+        wrapper.step = self
+
+    def __call__(self, **kwargs) -> None:
+        try:
+            self.check()
+            self.step(**kwargs)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the wrapper back what it had."""
+        if vars(self.wrapper).get('step') is self:
+            del self.wrapper.step
+            if self.before is not None:
+                self.wrapper.step = self.before
+
+
+def scales(wrapper: OptimWrapper) -> bool:
+    """Whether a gradient scaler leaves out steps that are not finite."""
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    return scaler is not None and scaler.is_enabled()
 
 
 def all_finite(tensors: list[Tensor]) -> bool:

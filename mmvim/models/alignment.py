@@ -2,19 +2,17 @@
 
 mmseg resizes logits to the picture's size (``align_corners=False``), whatever stride they have, in
 every head, for losses and for predictions. A map lines up with the picture then only if its cells
-divide the picture evenly. Detectors read positions off a map by its stride, which is another thing
-where a side is no multiple of it. Modules with a method ``align_to_picture`` are told by a call
-when they, or a module that holds them, become part of a segmentor.
+divide the picture evenly. Detectors read positions off a map by its stride, which differs where a
+side is no multiple of it. ``align_to_picture`` of a module is called when the module, or one that
+holds it, becomes part of a segmentor.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-__all__ = ['watch_segmentors']
+__all__ = ['is_segmentor', 'tell_parts']
 
 
 def is_segmentor(module: nn.Module) -> bool:
@@ -26,13 +24,11 @@ def is_segmentor(module: nn.Module) -> bool:
 
 
 def tell_parts(parent: nn.Module, name: str, part: nn.Module | None) -> None:
+    """Torch calls it, from the import of this file on, wherever a module gets a child."""
     if part is not None and is_segmentor(parent):
         for module in part.modules():
             if hasattr(module, 'align_to_picture'):
                 module.align_to_picture()
 
 
-@cache
-def watch_segmentors() -> None:
-    """Begin to tell parts of segmentors. Torch calls ``tell_parts`` where modules get children."""
-    register_module_module_registration_hook(tell_parts)
+register_module_module_registration_hook(tell_parts)

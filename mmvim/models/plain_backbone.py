@@ -9,7 +9,6 @@ from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .alignment import watch_segmentors
 from .arguments import flags, integer, one_of, pair, rate
 from .patch_embed import PatchEmbed
 from .pretrained import adapt_state_dict, load_pretrained, store_layout
@@ -104,7 +103,6 @@ class PlainBackbone(BaseModule):
         self.remainder = remainder
         if remainder == 'resize':
             self.patch_embed.remainder = remainder
-        watch_segmentors()
         self.grid = self.patch_embed.grid(*pair('img_size', img_size))
         self._init_tokens(pos_embed)
         self.pos_drop = nn.Dropout(rate('drop_rate', drop_rate))

@@ -22,6 +22,8 @@ class RotaryEmbedding2D(nn.Module):
         base (float): Wavelength base of the angles.
     """
 
+    frequencies: Tensor
+
     def __init__(self, embed_dims: int, grid: float, base: float = 10000.0) -> None:
         super().__init__()
         if embed_dims % 4:

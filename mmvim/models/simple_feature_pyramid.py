@@ -10,7 +10,6 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .alignment import watch_segmentors
 from .arguments import integer
 
 __all__ = ['LayerNorm2d', 'SimpleFeaturePyramid']
@@ -86,7 +85,6 @@ class SimpleFeaturePyramid(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if not isinstance(scales, list | tuple) or not scales:
             raise ValueError(f'scales must be a sequence of numbers, got {scales!r}')
-        watch_segmentors()
         one = not isinstance(in_channels, list | tuple)
         widths = [in_channels] * len(scales) if one else in_channels
         widths = [integer('in_channels', width) for width in widths]

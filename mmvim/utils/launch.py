@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
+from mmengine.dataset import BaseDataset
 
 from .checkpoint import CheckpointError, guard_checkpoints
+from .data import check_data, describe, type_name, use_checked_coco
+from .errors import UserError
 
 __all__ = [
+    'ConfigOptions',
     'UserError',
     'check_data',
     'command_line',
@@ -25,14 +31,33 @@ __all__ = [
     'load_config',
     'read_config',
     'run',
+    'type_name',
 ]
 
 # default_scope of a config -> this project's extra that installs the package
 EXTRAS = {'mmseg': 'seg', 'mmdet': 'det', 'mmpretrain': 'cls'}
 
 
-class UserError(Exception):
-    """Something only the user can mend; shown without a traceback."""
+class ConfigOptions(DictAction):
+    """mmengine's ``KEY=VALUE`` arguments, which would lose the spaces in paths."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        super().__call__(parser, namespace, [_hide_spaces(given) for given in values])
+        options = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, {key: _show_spaces(v) for key, v in options.items()})
+
+
+def _hide_spaces(given: str) -> str:
+    """Replace the value's spaces by null characters, except those that only set out a list."""
+    key, equals, value = given.partition('=')
+    inside = r'(?<=[^ ,[\]()]) +(?=[^ ,[\]()])' if ',' in value else r'(?<=[^ ]) +(?=[^ ])'
+    return key + equals + re.sub(inside, lambda spaces: '\0' * len(spaces[0]), value)
+
+
+def _show_spaces(value):
+    if isinstance(value, list | tuple):
+        return type(value)(map(_show_spaces, value))
+    return value.replace('\0', ' ') if isinstance(value, str) else value
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:
@@ -46,7 +71,7 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help="settings to change in the config, such as train_cfg.max_iters=100 or key='[a,b]'",
     )
@@ -77,9 +102,14 @@ def command_line(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def read_config(path: str, options: dict | None = None) -> Config:
     """Read a config and change the settings that ``options`` (``--cfg-options``) name.
 
+    ``configs/vim/….py`` that is not there is the one that came with the package.
+
     Raises:
         UserError: There is no such file, or the package of its scope is not installed.
     """
+    shipped = Path(__file__).parents[1] / '.mim' / path
+    if not Path(path).is_file() and shipped.is_file():
+        path = str(shipped)
     if not Path(path).is_file():
         raise UserError(f'config {path}: there is no such file')
     try:
@@ -87,6 +117,8 @@ def read_config(path: str, options: dict | None = None) -> Config:
     except ImportError as error:
         missing = (error.name or str(error)).split()[0]
         raise _not_installed(path, missing) if missing in EXTRAS else error from None
+    if cfg.get('default_scope') is None:
+        _set_scope(cfg)
     scope = cfg.get('default_scope', 'mmengine')
     if scope in EXTRAS and find_spec(scope) is None:
         raise _not_installed(path, scope)
@@ -94,17 +126,33 @@ def read_config(path: str, options: dict | None = None) -> Config:
     return cfg
 
 
+def _set_scope(cfg: Config) -> None:
+    """Take the scope from the model's class, as pure-Python configs need not name one."""
+    kind = (cfg.get('model') or {}).get('type')
+    package = '' if kind is None or isinstance(kind, str) else kind.__module__.partition('.')[0]
+    if package in EXTRAS:
+        cfg.default_scope = package
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply what the command line says; raises as :func:`read_config`."""
     cfg = read_config(args.config, args.cfg_options)
     # What --cfg-options load_from, --resume and test.py name may be an official file.
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='FitCheckpointHook')]
+    _add_hooks(cfg, 'FitCheckpointHook', 'CheckDataHook')
+    use_checked_coco(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
     return cfg
+
+
+def _add_hooks(cfg: Config, *names: str) -> None:
+    """Add hooks that the config does not have, with their default settings."""
+    hooks = list(cfg.get('custom_hooks') or [])
+    there = {type_name(hook['type']) for hook in hooks}
+    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in names if name not in there)]
 
 
 def _not_installed(config: str, scope: str) -> UserError:
@@ -114,55 +162,34 @@ def _not_installed(config: str, scope: str) -> UserError:
     )
 
 
-def check_data(cfg: Config, *loaders: str) -> None:
-    """Look for the data of the named dataloaders and their evaluators before anything is built.
-
-    Raises:
-        UserError: A folder or file is missing; the message says which setting names it.
-    """
-    for loader in loaders:
-        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
-            root = dataset.get('data_root') or ''
-            prefix = dataset.get('data_prefix') or {}
-            prefix = {'': prefix} if isinstance(prefix, str) else prefix
-            parts = {'data_root': '', 'ann_file': dataset.get('ann_file')}
-            parts |= {f'data_prefix.{key}'.rstrip('.'): part for key, part in prefix.items()}
-            for key, part in parts.items():
-                if '://' not in str(root):
-                    folder = f'{loader}.dataset.data_root=FOLDER'
-                    _check_path(Path(root, part or ''), f'{loader}.dataset.{key}', folder)
-        name = loader.replace('dataloader', 'evaluator')
-        evaluators = cfg.get(name) or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            path = evaluator.get('ann_file') or ''
-            if '://' not in path:
-                _check_path(Path(path), f'{name}.ann_file', f'{name}.ann_file=FILE')
-
-
-def _check_path(path: Path, setting: str, remedy: str) -> None:
-    if not path.exists():
-        raise UserError(
-            f'{setting}: {path} does not exist. See docs/data.md for how to prepare the data, '
-            f'or point to it with --cfg-options {remedy}'
-        )
-
-
-def _datasets(dataset: ConfigDict | list | None) -> Iterator[ConfigDict]:
-    """The data sets that read files, inside of any wrappers."""
-    if dataset is None:
-        return
-    inner = dataset if isinstance(dataset, list) else dataset.get('datasets')
-    inner = inner or ([dataset['dataset']] if 'dataset' in dataset else None)
-    if inner is None:
-        yield dataset
-        return
-    for wrapped in inner:
-        yield from _datasets(wrapped)
-
-
 def run(main: Callable[[], None]) -> None:
     """Call ``main``; errors meant for the user end the process with their message alone."""
     try:
         main()
     except (UserError, CheckpointError, FloatingPointError) as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    except ValueError as error:
+        explanation = explain(error)
+        if explanation is None:
+            raise
+        sys.exit(f'{Path(sys.argv[0]).name}: {explanation}')
+
+
+def explain(error: ValueError) -> str | None:
+    """What the user can do about an error of torch or mmengine that does not say it."""
+    if 'Expected more than 1 value per channel when training' in str(error):
+        return (
+            'batch norm met a single value per channel, as from one picture pooled to 1 x 1: train '
+            'with train_dataloader.batch_size of 2 or more and drop_last=True, or replace batch '
+            "norm by norm_cfg=dict(type='GN', num_groups=…) in neck and heads"
+        )
+    if 'need at least one array to concatenate' in str(error):
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        owners = [frame.f_locals.get('self') for frame in frames]
+        empty = [owner for owner in owners if isinstance(owner, BaseDataset)]
+        if empty:
+            return (
+                f'the data set is empty ({describe(empty[-1])}): no picture is listed there or has '
+                'its img_suffix, or filter_cfg leaves none'
+            )
+    return None

@@ -48,12 +48,12 @@ def selective_scan_naive(
         delta = F.softplus(delta)
 
     h = x.new_zeros(*x.shape[:2], A.shape[1])  # (B, D, N)
-    y = [None] * x.shape[2]
-    for t in reversed(range(len(y))) if reverse else range(len(y)):
+    outputs: list[Tensor] = [None] * x.shape[2]
+    for t in reversed(range(len(outputs))) if reverse else range(len(outputs)):
         decay = torch.exp(delta[:, :, t, None] * A)
         h = decay * h + (delta[:, :, t] * x[:, :, t])[..., None] * B[..., t]
-        y[t] = (h * C[..., t]).sum(-1)  # (B, D)
-    y = torch.stack(y, dim=-1) if y else torch.zeros_like(x)  # (B, D, L)
+        outputs[t] = (h * C[..., t]).sum(-1)  # (B, D)
+    y = torch.stack(outputs, dim=-1) if outputs else torch.zeros_like(x)  # (B, D, L)
 
     if D is not None:
         y = y + D.to(dtype)[:, None] * x

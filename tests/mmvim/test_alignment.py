@@ -1,5 +1,8 @@
 """In a segmentor a position on the picture is the same position in the logits, at any size."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -44,6 +47,7 @@ def segmentor(model: nn.Module, **test_cfg) -> EncoderDecoder:
         auxiliary_head=HEAD,
         test_cfg=ConfigDict(test_cfg or dict(mode='whole')),
     )
+    assert whole.backbone.patch_embed.remainder == 'resize'
     whole.backbone = model
     for head in (whole.decode_head, whole.auxiliary_head):
         head.conv_seg.weight.data[:, :, 0, 0] = torch.tensor([[0.0] * DIMS, [1, *[0] * (DIMS - 1)]])
@@ -137,6 +141,11 @@ def test_elsewhere_and_on_request_maps_keep_their_stride():
         assert torch.allclose(model(picture)[0][0, 0, 0], torch.tensor([1, 1, 0.5]))
     stretched = backbone(remainder='resize').eval()
     assert torch.allclose(stretched(picture)[0], torch.ones(1))
+
+
+def test_a_backbone_that_was_copied_or_read_is_told():
+    for copied in (copy.deepcopy(backbone()), pickle.loads(pickle.dumps(backbone()))):
+        assert shift(segmentor(copied), ramp(40, 100)) < 0.01
 
 
 def test_a_backbone_inside_another_module_is_told():

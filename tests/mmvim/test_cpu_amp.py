@@ -42,6 +42,25 @@ def test_the_scale_is_float16s_alone():
         wrap(model, 'float64')
 
 
+@pytest.mark.parametrize('scale', [8, 8.0])
+def test_a_given_scale_stays(scale):
+    model = nn.Linear(4, 1)
+    wrapper = wrap(model, 'float16', loss_scale=scale)
+    for _ in range(3):
+        step(model, wrapper)
+        assert wrapper.loss_scaler.get_scale() == 8
+
+
+@pytest.mark.parametrize(
+    ('scale', 'error'),
+    [(0, ValueError), (-1.0, ValueError), (float('nan'), ValueError)]
+    + [(wrong, TypeError) for wrong in (True, None, '512', 'Dynamic')],
+)
+def test_scales_that_make_no_sense_are_refused(scale, error):
+    with pytest.raises(error, match='loss_scale must be'):
+        wrap(nn.Linear(4, 1), 'float16', loss_scale=scale)
+
+
 @pytest.mark.parametrize('after', ['bfloat16', 'float16', None])
 @pytest.mark.parametrize('before', ['bfloat16', 'float16', None])
 def test_training_resumes_in_another_precision(before, after):

@@ -36,14 +36,20 @@ class Images(torch.utils.data.Dataset):
         return {'inputs': torch.tensor([1.0, index])}
 
 
-def train(model: Toy, work_dir, scope: str = SCOPES[0], **optim_wrapper) -> None:
+def train(model: Toy, work_dir, scope: str = SCOPES[0], **optim_wrapper) -> Runner:
+    runner = runner_of(model, work_dir, scope, **optim_wrapper)
+    runner.train()
+    return runner
+
+
+def runner_of(model: Toy, work_dir, scope: str = SCOPES[0], **optim_wrapper) -> Runner:
     data = dict(
         dataset=Images(),
         sampler=dict(type='DefaultSampler', shuffle=False),
         batch_size=2,
         collate_fn=dict(type='default_collate'),
     )
-    Runner(
+    return Runner(
         model,
         str(work_dir),
         train_dataloader=data,
@@ -55,7 +61,7 @@ def train(model: Toy, work_dir, scope: str = SCOPES[0], **optim_wrapper) -> None
         custom_hooks=[dict(type='StopAtNonFiniteHook')],
         default_scope=scope,
         experiment_name=f'{work_dir.name}-{scope}',
-    ).train()
+    )
 
 
 def finite(model: nn.Module) -> bool:
@@ -99,6 +105,48 @@ def test_a_gradient_scaler_may_look_for_its_scale(tmp_path):
         FloatingPointError, match='loss, loss_fit is not finite.*parameters.*finite'
     ):
         train(Toy(lambda model, loss: loss * float('nan')), tmp_path / 'bad', **scaled)
+
+
+def fail(model, loss):
+    raise KeyboardInterrupt
+
+
+def test_the_optimizer_wrapper_is_left_as_it_was(tmp_path):
+    runner = train(Toy(), tmp_path / 'whole')
+    assert 'step' not in vars(runner.optim_wrapper)
+
+    runner = runner_of(Toy(lambda model, loss: loss * float('nan')), tmp_path / 'stopped')
+    with pytest.raises(FloatingPointError):
+        runner.train()
+    assert 'step' not in vars(runner.optim_wrapper)
+
+
+def test_an_interrupted_training_goes_on_with_one_check_a_step(tmp_path, monkeypatch):
+    runner = runner_of(Toy(fail), tmp_path)
+    for at in (1, 3):  # in the first iteration of two runs
+        runner.model.at = at
+        with pytest.raises(KeyboardInterrupt):
+            runner.train()
+        runner.model.iteration = 2
+    checks = []
+    monkeypatch.setattr('mmvim.engine.finite.all_finite', lambda grads: checks.append(1) or True)
+    runner.model.at = 0
+    runner.train()
+    assert len(checks) == 5 and 'step' not in vars(runner.optim_wrapper)
+
+
+def test_a_step_of_someone_elses_is_given_back(tmp_path):
+    runner = runner_of(Toy(), tmp_path)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    calls, step = [], runner.optim_wrapper.step
+
+    def counted(**kwargs):
+        calls.append(kwargs)
+        step(**kwargs)
+
+    runner.optim_wrapper.step = counted
+    runner.train()
+    assert runner.optim_wrapper.step is counted and len(calls) == 5
 
 
 def test_many_gradients_are_looked_at_together():

@@ -1,60 +1,71 @@
+"""How the tools end, and what they add to every config."""
+
 import pytest
-from mmengine.config import Config
+import torch
+from mmengine.registry import init_default_scope
+from torch import nn
 
-from mmvim.utils.launch import UserError, check_data
-
-
-def config(**dataset) -> Config:
-    return Config(dict(train_dataloader=dict(dataset=dict(type='Any', **dataset))))
+from mmvim.utils.launch import common_parser, load_config, run
 
 
-@pytest.fixture
-def root(tmp_path):
-    (tmp_path / 'images').mkdir()
-    (tmp_path / 'ann.json').touch()
-    return str(tmp_path)
+def loaded(tmp_path, text: str, *arguments: str):
+    path = tmp_path / 'config.py'
+    path.write_text(text)
+    return load_config(common_parser('').parse_args([str(path), *arguments]))
 
 
-def test_what_exists_passes(root):
-    loader = 'train_dataloader'
-    prefix = dict(img_path='images')
-    check_data(config(data_root=root, data_prefix=prefix, ann_file='ann.json'), loader)
-    check_data(config(data_root=root, data_prefix='images'), loader)
-    check_data(config(data_root=root, data_prefix=dict(img='images/'), ann_file=''), loader)
-    check_data(config(ann_file=f'{root}/ann.json', data_prefix=dict(img=f'{root}/images')), loader)
-    check_data(config(data_root='s3://bucket/ade', ann_file='ann.json'), loader)
-    check_data(Config(dict(train_dataloader=None)), loader, 'val_dataloader')
+def test_hooks_are_added_once(tmp_path):
+    cfg = loaded(tmp_path, '')
+    assert [hook.type for hook in cfg.custom_hooks] == ['FitCheckpointHook', 'CheckDataHook']
+    own = "custom_hooks = [dict(type='CheckDataHook', on_mismatch='warn')]"
+    cfg = loaded(tmp_path, own)
+    assert [hook.type for hook in cfg.custom_hooks] == ['CheckDataHook', 'FitCheckpointHook']
+    assert cfg.custom_hooks[0].on_mismatch == 'warn'
 
 
 @pytest.mark.parametrize(
-    ('dataset', 'setting'),
+    ('given', 'value'),
     [
-        (dict(data_root='{}/no'), 'data_root'),
-        (dict(data_root='{}', ann_file='no.json'), 'ann_file'),
-        (dict(data_root='{}', data_prefix=dict(seg_map_path='no')), 'data_prefix.seg_map_path'),
-        (dict(data_root='{}', data_prefix='no'), 'data_prefix'),
+        ('/my data/ade', '/my data/ade'),
+        ('/data (copy)/my  ade', '/data (copy)/my  ade'),
+        ('"/my data/ade"', '/my data/ade'),
+        ('[/my data/a, /my data/b]', ['/my data/a', '/my data/b']),
+        ('(1, 2)', (1, 2)),
+        ('[ (64, 64), [a b, 0.5] ]', [(64, 64), ['a b', 0.5]]),
+        (' 3 ', 3),
     ],
 )
-def test_what_is_missing_is_named(root, dataset, setting):
-    dataset['data_root'] = dataset['data_root'].format(root)
-    with pytest.raises(UserError, match=rf'train_dataloader\.dataset\.{setting}: .*no.* not exist'):
-        check_data(config(**dataset), 'train_dataloader')
+def test_options_keep_the_spaces_in_paths(given, value):
+    arguments = ['config.py', '--cfg-options', 'x=1', f'key={given}']
+    assert common_parser('').parse_args(arguments).cfg_options == dict(x=1, key=value)
 
 
-def test_the_annotations_of_an_evaluator_are_looked_for(root):
-    metric = dict(type='CocoMetric', ann_file=f'{root}/no.json')
-    for evaluator in (metric, [dict(type='Other'), metric]):
-        cfg = Config(dict(val_dataloader=None, val_evaluator=evaluator))
-        with pytest.raises(UserError, match=r'val_evaluator\.ann_file: .*no.json does not exist'):
-            check_data(cfg, 'train_dataloader', 'val_dataloader')
-    metric['ann_file'] = f'{root}/ann.json'
-    check_data(Config(dict(val_evaluator=metric)), 'val_dataloader')
+def test_a_batch_of_one_under_batch_norm_is_explained():
+    def main():
+        nn.BatchNorm2d(4)(torch.rand(1, 4, 1, 1))
+
+    with pytest.raises(SystemExit, match='train_dataloader.batch_size of 2 or more.*norm_cfg='):
+        run(main)
 
 
-def test_data_sets_inside_of_wrappers_are_found(root):
-    missing = dict(type='Any', data_root='nowhere')
-    present = dict(type='Any', data_root=root)
-    for wrapped in (dict(dataset=missing), dict(datasets=[present, missing])):
-        cfg = Config(dict(train_dataloader=dict(dataset=dict(type='Wrapper', **wrapped))))
-        with pytest.raises(UserError, match='nowhere does not exist'):
-            check_data(cfg, 'train_dataloader')
+def test_a_data_set_without_pictures_is_named(tmp_path):
+    from mmseg.registry import DATASETS
+
+    for folder in ('images', 'labels'):
+        (tmp_path / folder).mkdir()
+    init_default_scope('mmseg')
+
+    def main():
+        prefix = dict(img_path='images', seg_map_path='labels')
+        DATASETS.build(dict(type='BaseSegDataset', data_root=str(tmp_path), data_prefix=prefix))
+
+    with pytest.raises(SystemExit, match=rf'data set is empty \(BaseSegDataset, {tmp_path}/images'):
+        run(main)
+
+
+def test_other_errors_keep_their_traceback():
+    def main():
+        raise ValueError('anything else')
+
+    with pytest.raises(ValueError, match='anything else'):
+        run(main)

@@ -27,6 +27,19 @@ def test_vitdet_style_makes_five_levels_from_one_map():
     assert torch.equal(outs[4], outs[3][..., ::2, ::2])
 
 
+@pytest.mark.parametrize('style', [UPERNET, VITDET])
+@pytest.mark.parametrize('grid', [(1, 5), (5, 1), (1, 1)])
+def test_maps_of_a_single_row_or_column_stay_so(style, grid):
+    outs = SimpleFeaturePyramid(**style).eval()(torch.rand(1, 8, *grid))
+    assert outs[3].shape[-2:] == (max(grid[0] // 2, 1), max(grid[1] // 2, 1))
+    assert all(out.isfinite().all() for out in outs)
+
+
+def test_halves_are_those_of_max_pooling():
+    neck, x = SimpleFeaturePyramid(**UPERNET), torch.rand(1, 8, 5, 6)
+    assert torch.equal(neck(x)[3], torch.nn.functional.max_pool2d(x, 2))
+
+
 def test_one_map_may_come_in_a_tuple():
     neck, x = SimpleFeaturePyramid(**VITDET), torch.rand(1, 8, 4, 4)
     assert all(map(torch.equal, neck(x), neck((x,))))

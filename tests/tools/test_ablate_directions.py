@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from command_line import passed, refused, tool
 
 
+@pytest.mark.slow
 def test_runs_are_kept_and_tabulated(tmp_path):
     common = [
         '--data',

@@ -56,6 +56,7 @@ def test_both_kinds_of_attention_are_named():
     assert {'deit-tiny-fused', 'deit-tiny-explicit', 'vim-tiny'} <= set(MODEL_NAMES)
 
 
+@pytest.mark.slow
 def test_end_to_end(tmp_path):
     common = ['--sizes', '48', '--repeat', '2', '--warm-up', '1', '--threads', '1']
     models = ['--models', 'vim-tiny', 'deit-tiny-explicit']
@@ -75,6 +76,7 @@ def test_end_to_end(tmp_path):
     assert 'speed / baseline' in (again / 'benchmark.md').read_text()
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_a_result(tmp_path):
     given = ['--models', 'deit-tiny-explicit', '--sizes', '2048', '--memory-limit', '1']
     passed(tool('benchmark.py', *given, '--repeat', '1', '--out', tmp_path))

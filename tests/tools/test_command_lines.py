@@ -1,6 +1,7 @@
 """The real command lines on generated data: train, test, resume, draw, and refuse."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -9,16 +10,18 @@ import hostile
 import pytest
 import torch
 from command_line import ROOT, passed, refused, scalars, tool
+from mmengine.evaluator import Evaluator
+from mmseg.evaluation import IoUMetric
 
 from mmvim import VisionMamba
-from mmvim.datasets.shapes import write_ade20k
+from mmvim.datasets.shapes import CLASSES, write_ade20k
 
 DEMO = 'configs/vim/vim-demo_upernet_shapes-128x128.py'
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp('data') / 'shapes'
+    root = tmp_path_factory.mktemp('data with spaces') / 'the shapes'
     write_ade20k(root, train=6, val=3, size=64)
     return root
 
@@ -48,7 +51,7 @@ def options(data: Path, **more) -> list[str]:
 @pytest.fixture(scope='module')
 def trained(data, tmp_path_factory) -> Path:
     """A work dir after 4 iterations."""
-    work_dir = tmp_path_factory.mktemp('work')
+    work_dir = tmp_path_factory.mktemp('work dir with spaces')
     settings = options(data, train_cfg__max_iters=4, train_cfg__val_interval=4)
     passed(tool('train.py', DEMO, '--work-dir', work_dir, *settings))
     return work_dir
@@ -185,6 +188,90 @@ def test_mixed_precision_trains_on_this_machine_too(data, tmp_path, dtype, kind)
         assert ('loss_scaler' in state['optimizer']) == (kind == 'float16')
 
 
-def test_out_must_suit_the_task(data, tmp_path):
-    arguments = [DEMO, 'x.pth', '--work-dir', tmp_path, '--out', 'x.pkl', *options(data)]
-    assert '--out must be a folder for mmseg' in refused(tool('test.py', *arguments))
+LIST = """
+_base_ = {base!r}
+test_evaluator = [
+    dict(type='IoUMetric', iou_metrics=['mIoU']),
+    dict(type='IoUMetric', iou_metrics=['mDice'], prefix='dice')]
+"""
+
+
+def test_evaluators_in_a_list_and_predictions_in_a_file(data, trained, tmp_path):
+    config = tmp_path / 'my configs' / 'two metrics.py'
+    config.parent.mkdir()
+    config.write_text(LIST.format(base=str(ROOT / DEMO)))
+    arguments = [config, trained / 'iter_4.pth', '--work-dir', tmp_path, *options(data)]
+    passed(tool('test.py', *arguments, '--out', tmp_path / 'label maps'))
+    assert len(list((tmp_path / 'label maps').glob('*.png'))) == 3
+
+    file = tmp_path / 'predictions.pkl'
+    passed(tool('test.py', *arguments, '--out', file))
+    metrics = json.loads(max(tmp_path.glob('*/*.json')).read_text())
+    assert {'mIoU', 'dice/mDice'} <= set(metrics)
+    predictions = pickle.loads(file.read_bytes())
+    assert len(predictions) == 3
+    assert predictions[0]['pred_sem_seg']['data'].dtype == torch.uint8
+    assert 'seg_logits' not in predictions[0]
+    evaluator = Evaluator(IoUMetric())
+    evaluator.dataset_meta = dict(classes=CLASSES)
+    assert evaluator.offline_evaluate(predictions)['mIoU'] == metrics['mIoU']
+
+
+def test_label_maps_need_a_metric_that_writes_them(data, tmp_path):
+    config = tmp_path / 'config.py'
+    other = "test_evaluator = dict(_delete_=True, type='CityscapesMetric', output_dir='x')"
+    config.write_text(f'_base_ = {str(ROOT / DEMO)!r}\n{other}\n')
+    arguments = [config, 'x.pth', '--work-dir', tmp_path, '--out', 'maps', *options(data)]
+    assert 'test_evaluator lacks' in refused(tool('test.py', *arguments))
+
+
+PURE_PYTHON = """
+from mmcv.transforms import LoadImageFromFile
+from mmengine.dataset import InfiniteSampler
+from mmengine.optim import OptimWrapper
+from mmengine.runner import IterBasedTrainLoop
+from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
+from mmseg.models import EncoderDecoder, FCNHead, SegDataPreProcessor
+from torch.optim import AdamW
+
+from mmvim import VisionMamba
+from mmvim.datasets import ShapesDataset
+
+model = dict(
+    type=EncoderDecoder,
+    data_preprocessor=dict(type=SegDataPreProcessor, size=(64, 64)),
+    backbone=dict(type=VisionMamba, arch=dict(embed_dims=16, depth=1), img_size=64, cls_token=None),
+    decode_head=dict(
+        type=FCNHead, in_channels=16, channels=16, num_convs=0, concat_input=False, num_classes=7,
+        norm_cfg=dict(type='BN')),
+    train_cfg=dict(), test_cfg=dict(mode='whole'))
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    sampler=dict(type=InfiniteSampler),
+    dataset=dict(
+        type=ShapesDataset,
+        data_root={root!r},
+        data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+        pipeline=[
+            dict(type=LoadImageFromFile), dict(type=LoadAnnotations), dict(type=PackSegInputs)]))
+train_cfg = dict(type=IterBasedTrainLoop, max_iters=1)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=1e-3))
+"""
+
+
+def test_a_pure_python_config_trains_in_mixed_precision(data, tmp_path):
+    config = tmp_path / 'pure python.py'
+    config.write_text(PURE_PYTHON.format(root=str(data)))
+    passed(tool('train.py', config, '--work-dir', tmp_path / 'work dir', '--amp'))
+    assert list((tmp_path / 'work dir').glob('*.pth'))
+    wrong = config.read_text().replace('num_classes=7', 'num_classes=150')
+    config.write_text(wrong)
+    message = refused(tool('train.py', config, '--work-dir', tmp_path / 'work dir', '--amp'))
+    assert 'decode_head.num_classes=150' in message and 'ShapesDataset' in message
+
+
+def test_a_batch_of_one_is_explained(data, tmp_path):
+    settings = options(data, train_dataloader__batch_size=1)
+    message = refused(tool('train.py', DEMO, '--work-dir', tmp_path, *settings))
+    assert 'train_dataloader.batch_size of 2 or more' in message

@@ -8,7 +8,11 @@ from command_line import passed, tool
     ('task', 'summary'),
     [
         ('segmentation', r'mIoU \d+\.\d on the held-out images'),
-        ('detection', r'box AP \d+\.\d, mask AP \d+\.\d on the held-out images'),
+        pytest.param(
+            'detection',
+            r'box AP \d+\.\d, mask AP \d+\.\d on the held-out images',
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_demo_trains_tests_and_draws(task, summary, tmp_path):

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import mmvim  # noqa: F401  (registers the models)
 from mmvim.utils.flops import count_flops_by_module
-from mmvim.utils.launch import UserError, read_config, run
+from mmvim.utils.launch import ConfigOptions, UserError, read_config, run
 
 SIDES = {'mmpretrain': 224, 'mmseg': 512, 'mmdet': 1024}  # of the paper's images
 
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='settings to change in the config, such as model.backbone.arch=small',
     )

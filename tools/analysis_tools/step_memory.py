@@ -2,8 +2,8 @@
 
 Takes the config's model and optimizer and a generated picture of shapes; no data set is needed. The
 peak is that of a process of its own, less what it held just before the first step (model and
-picture). On the CPU it is what the kernel reports as resident (VmHWM - VmRSS, Linux), on a GPU what
-torch allocated there.
+picture). On the CPU it is what the kernel reports as resident (VmHWM - VmRSS), on a GPU what torch
+allocated there. Other systems than Linux do not tell the former.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -20,9 +20,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from mmvim.datasets.samples import generate_batch
-from mmvim.utils.measure import PeakMemory, processor
-
-MIB = 2**20
+from mmvim.utils.launch import ConfigOptions
+from mmvim.utils.measure import PeakMemory, mebibytes, processor
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--steps', type=int, default=2, help='the last is timed (default: %(default)s)'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE')
     args = parser.parse_args()
     for name in ('size', 'batch_size', 'steps'):
         if getattr(args, name) < 1:
@@ -81,11 +80,12 @@ def main() -> None:
         if device == 'cuda':
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
+    peak = None if before is None else memory.peak() - before
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f'{Path(args.config).stem} {args.cfg_options or ""}\n'
         f'{args.mode} step, {args.batch_size} x {args.size} x {args.size}: '
-        f'peak {(memory.peak() - before) / MIB:.0f} MiB above {before / MIB:.0f} MiB, '
+        f'peak {mebibytes(peak)} above {mebibytes(before)}, '
         f'{seconds:.2f} s, {parameters / 1e6:.1f} M parameters\n'
         f'{processor(device)}; torch {torch.__version__}, Python {platform.python_version()}'
     )

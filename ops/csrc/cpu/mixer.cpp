@@ -1,6 +1,6 @@
-// The whole token mixer: projections, convolutions, scans and gate, a segment of tokens at a time, so
-// that what lies between the projections stays in the cache and never exists for a whole sequence.
-// The scans' states are handed on from segment to segment.
+// The whole token mixer: projections, convolutions, scans and gate, a segment of tokens at a time.
+// What lies between the projections stays in the cache and never exists for a whole sequence. The
+// scans' states are handed on from segment to segment.
 //
 // Forward keeps the states in which segments start and the scan's checkpoints inside of them.
 // Backward goes through the segments against each scan's order, computes a segment's tensors again
@@ -21,8 +21,8 @@ constexpr int64_t kTokens = 1024;
 // What is stored for backward.
 enum Save { kNothing = 0, kProjection = 1, kStatesOnly = 2 };
 
-// x @ weightᵀ + bias of contiguous (batch, length, in) tokens: (batch, length, out). For float32 a
-// 1 x 1 convolution: oneDNN uses all of the vector width, torch's BLAS half of it on AMD processors.
+// x @ weightᵀ + bias of contiguous (batch, length, in) tokens: (batch, length, out). In float32 it
+// is a 1 x 1 convolution: oneDNN uses the whole vector width, torch's BLAS half of it on AMD.
 // With few channels torch would not ask oneDNN.
 bool as_convolution(const Tensor& x, const Tensor& weight) {
   return x.scalar_type() == at::kFloat && x.numel() > 0 && weight.size(0) >= 32
@@ -127,7 +127,8 @@ struct Mixer {
         norm_eps(norm_eps), batch(tokens_.size(0)),
         length(tokens_.size(1)), inner(in_weight.size(0) / 2) {
     std::reverse(branches.begin(), branches.end());
-    together = std::clamp<int64_t>(kTokens / std::max<int64_t>(length, 1), 1, std::max<int64_t>(batch, 1));
+    together = kTokens / std::max<int64_t>(length, 1);
+    together = std::clamp<int64_t>(together, 1, std::max<int64_t>(batch, 1));
     int64_t count = count_segments(length);
     for (int64_t i = 0; i < count; i++)
       segments.push_back({length * i / count, length * (i + 1) / count});
@@ -174,7 +175,7 @@ struct Mixer {
   Tensor through_norm(const Tensor& x, const Tensor& grad, const Tensor& grad_weight) const {
     if (!norm_weight.defined()) return grad;
     Tensor factor = norm_scale(x, norm_eps), unit = x * factor;
-    grad_weight.add_((grad * unit).sum({0, 1}));
+    grad_weight.add_((grad * unit).sum(at::IntArrayRef{0, 1}));
     grad.mul_(norm_weight);
     Tensor along = at::linalg_vecdot(grad, unit).unsqueeze(-1).div_(double(x.size(-1)));
     return grad.addcmul_(unit, along, -1).mul_(factor);
@@ -245,7 +246,8 @@ struct Mixer {
                                const std::vector<Tensor>& saved_states) const {
     Tensor grad_out = grad_out_.contiguous(), grad_tokens = fresh_like(tokens);
     auto zeros = [](const Tensor& x) { return x.defined() ? at::zeros_like(x) : x; };
-    Tensor grad_norm = zeros(norm_weight), grad_in = zeros(in_weight), grad_in_bias = zeros(in_bias);
+    Tensor grad_norm = zeros(norm_weight);
+    Tensor grad_in = zeros(in_weight), grad_in_bias = zeros(in_bias);
     Tensor grad_out_weight = zeros(out_weight), grad_out_bias = zeros(out_bias);
     std::vector<Branch> grads;
     for (const Branch& p : branches) grads.push_back(p.zeros());
@@ -275,10 +277,11 @@ struct Mixer {
       }
       add_weight_gradient(grad_in, grad_xz, normed(images));
       some(grad_tokens).copy_(through_norm(images, product(grad_xz, in_columns), grad_norm));
-      if (in_bias.defined()) grad_in_bias.add_(grad_xz.sum({0, 1}));
+      if (in_bias.defined()) grad_in_bias.add_(grad_xz.sum(at::IntArrayRef{0, 1}));
     }
-    if (out_bias.defined()) grad_out_bias.add_(grad_out.sum({0, 1}));
-    std::vector<Tensor> all{grad_tokens, grad_norm, grad_in, grad_in_bias, grad_out_weight, grad_out_bias};
+    if (out_bias.defined()) grad_out_bias.add_(grad_out.sum(at::IntArrayRef{0, 1}));
+    std::vector<Tensor> all{grad_tokens,  grad_norm,       grad_in,
+                            grad_in_bias, grad_out_weight, grad_out_bias};
     for (const Branch& g : grads)
       for (const Tensor& x : {g.conv_weight, g.conv_bias, g.x_proj, g.dt_proj, g.dt_bias, g.A, g.D})
         all.push_back(x);
@@ -329,12 +332,13 @@ Branch branch(const Tensor& conv_weight, const OptionalTensor& conv_bias, const 
           packed(D.value_or(Tensor())), reverse, conv_reverse};
 }
 
-// The operators' arguments, as in mmvim_ops/backends/schemas.py. A second direction is there if its conv_weight is.
+// The operators' arguments, as in mmvim_ops/backends/schemas.py. A second direction is there if its
+// conv_weight is.
 #define MMVIM_MIXER_ARGUMENTS                                                                      \
   const Tensor &tokens, const OptionalTensor &norm_weight, const Tensor &in_weight,                \
-      const OptionalTensor &in_bias, const Tensor &out_weight, const OptionalTensor &out_bias, const Tensor &conv_weight,         \
-      const OptionalTensor &conv_bias, const Tensor &x_proj, const Tensor &dt_proj,                \
-      const Tensor &dt_bias, const Tensor &A, const OptionalTensor &D,                             \
+      const OptionalTensor &in_bias, const Tensor &out_weight, const OptionalTensor &out_bias,     \
+      const Tensor &conv_weight, const OptionalTensor &conv_bias, const Tensor &x_proj,            \
+      const Tensor &dt_proj, const Tensor &dt_bias, const Tensor &A, const OptionalTensor &D,      \
       const OptionalTensor &conv_weight_b, const OptionalTensor &conv_bias_b,                      \
       const OptionalTensor &x_proj_b, const OptionalTensor &dt_proj_b,                             \
       const OptionalTensor &dt_bias_b, const OptionalTensor &A_b, const OptionalTensor &D_b,       \
@@ -350,9 +354,9 @@ Mixer mixer(MMVIM_MIXER_ARGUMENTS) {
                std::move(branches), scale, norm_eps);
 }
 #define MMVIM_MIXER_GIVEN                                                                          \
-  tokens, norm_weight, in_weight, in_bias, out_weight, out_bias, conv_weight, conv_bias, x_proj, dt_proj,       \
-      dt_bias, A, D, conv_weight_b, conv_bias_b, x_proj_b, dt_proj_b, dt_bias_b, A_b, D_b,         \
-      reversed, scale, norm_eps
+  tokens, norm_weight, in_weight, in_bias, out_weight, out_bias, conv_weight, conv_bias, x_proj,   \
+      dt_proj, dt_bias, A, D, conv_weight_b, conv_bias_b, x_proj_b, dt_proj_b, dt_bias_b, A_b,     \
+      D_b, reversed, scale, norm_eps
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mamba_mixer(MMVIM_MIXER_ARGUMENTS, int64_t save) {
   auto results = mixer(MMVIM_MIXER_GIVEN).forward(save);

@@ -94,7 +94,8 @@ inline Tensor in_large_pages(Tensor x) {
 inline Tensor fresh(at::IntArrayRef size, const at::TensorOptions& options) {
   constexpr int64_t kRoom = 256;
   int64_t count = c10::multiply_integers(size);
-  Tensor memory = in_large_pages(at::empty({count + kRoom / int64_t(options.dtype().itemsize())}, options));
+  int64_t room = kRoom / int64_t(options.dtype().itemsize());
+  Tensor memory = in_large_pages(at::empty({count + room}, options));
   return memory.slice(0, 0, count).view(size);
 }
 // The same with the strides of x, if these leave nothing out.

@@ -24,8 +24,12 @@ def why_not(library: Path, interface: str, command: str) -> str | None:
     """What keeps the file from being loaded; None where nothing is known to."""
     if not library.exists():
         return f'it is not compiled; in the source tree, run: {command}'
-    if interface_of(library) != interface:
-        return f'its library was compiled for another version of it; compile it again: {command}'
+    found = interface_of(library)
+    if found != interface:
+        return (
+            f'its library was compiled for another version ({found}) than this one ({interface}); '
+            f'compile it again: {command}'
+        )
     return None
 
 

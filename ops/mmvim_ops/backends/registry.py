@@ -29,6 +29,8 @@ class _Selected(threading.local):
 
 
 _selected = _Selected()
+# Until then nobody reads what a thread has of its own, which torch.compile of torch 2.4 cannot.
+_ever_used = False
 
 
 class use_backend:
@@ -38,10 +40,12 @@ class use_backend:
     ...     y = selective_scan(u, delta, A, B, C)
 
     It holds for the thread that enters it, and for no other. ``backend=`` of a call wins over it,
-    and the inner of two nested ones wins. It may be entered inside or outside of a function that
-    torch.compile compiles. The backward pass uses the backend of the forward pass. What
-    torch.utils.checkpoint computes again runs with the backend that is selected then, on a GPU in
-    another thread: pass ``backend=`` there.
+    and the inner of two nested ones wins. The backward pass uses the backend of the forward pass.
+    What torch.utils.checkpoint computes again runs with the backend that is selected then, on a GPU
+    in another thread: pass ``backend=`` there (:func:`mmvim_ops.mamba_mixer` does so itself).
+
+    torch.compile takes it inside and outside of the function that is compiled. In torch 2.4 the
+    graph breaks once it has been used; in 2.13 it does not.
 
     Args:
         name (str | None): As ``backend`` of :func:`mmvim_ops.selective_scan`; None selects the best
@@ -56,6 +60,8 @@ class use_backend:
             reason = _find(name).missing()
             if reason is not None:
                 raise ValueError(f'backend {name!r} is not available here: {reason}')
+        global _ever_used
+        _ever_used = True
         self.name = name
         self.before = []
 
@@ -69,7 +75,7 @@ class use_backend:
 
 def selected(backend: str | None) -> str | None:
     """The ``backend`` of a public function; for None, that of :class:`use_backend`."""
-    return _selected.name if backend is None else backend
+    return _selected.name if backend is None and _ever_used else backend
 
 
 def available_backends() -> tuple[str, ...]:

@@ -51,3 +51,8 @@ SCHEMAS = {
 def interface() -> str:
     """Changes whenever a schema does."""
     return hashlib.sha256(repr(sorted(SCHEMAS.items())).encode()).hexdigest()[:16]
+
+
+def library_interface(torch_version: str) -> str:
+    """Of a library that uses this torch; torch's minor versions store tensors differently."""
+    return f'{interface()} torch {".".join(torch_version.split(".")[:2])}'

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from build_emulation import KERNELS, find_compiler
 
 from mmvim_ops.backends import compiled, schemas
@@ -17,7 +18,7 @@ from mmvim_ops.backends.cuda import structures
 sys.path.insert(0, str(Path(__file__).parents[3] / 'ops'))
 import build_interface
 
-LIBRARIES = {cpp: schemas.interface(), cuda: structures.interface()}
+LIBRARIES = {cpp: schemas.library_interface(torch.__version__), cuda: structures.interface()}
 each_library = pytest.mark.parametrize('module', LIBRARIES, ids=['cpp', 'cuda'])
 
 
@@ -53,7 +54,7 @@ def test_a_broken_library_of_the_right_interface_does_not_load(module, tmp_path)
 
 @pytest.mark.skipif(cpp.MISSING is not None, reason='the cpp backend is not compiled')
 def test_the_library_in_use_carries_the_interface():
-    assert compiled.interface_of(cpp.LIBRARY) == schemas.interface()
+    assert compiled.interface_of(cpp.LIBRARY) == schemas.library_interface(torch.__version__)
     assert cpp.CONSTANTS['segment'] > 0
     with pytest.raises(AttributeError, match='it has no constant age'):
         compiled.constants(ctypes.CDLL(str(cpp.LIBRARY)).mmvim_cpp_constant, ('segment', 'age'))
@@ -117,11 +118,12 @@ def test_the_build_reads_the_same_interface_without_torch(tmp_path):
     shutil.copy(ops / 'build_interface.py', tmp_path)
     (tmp_path / 'mmvim_ops').symlink_to(ops / 'mmvim_ops')
     code = (
-        'import sys; sys.modules["torch"] = None; import build_interface as b; print(b.cpp_flag())'
+        'import sys; sys.modules["torch"] = None; import build_interface as b; '
+        'print(b.cpp_flag("2.13.0+cpu"))'
     )
     output = subprocess.run(
         [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
-    assert output.strip() == f'-DMMVIM_INTERFACE="{schemas.interface()}"'
+    assert output.strip() == f'-DMMVIM_INTERFACE="{schemas.interface()} torch 2.13"'
     build_interface.write_cuda_header(tmp_path)
     assert (tmp_path / 'mmvim_interface.h').read_text() == structures.header()

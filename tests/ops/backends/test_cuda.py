@@ -281,6 +281,7 @@ def test_architectures_are_those_of_torch():
 
 
 @pytest.mark.skipif(build_cuda.find_nvcc() is None, reason='there is no nvcc')
+@pytest.mark.slow
 def test_compiles_and_fits_into_the_registers(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '8.0;9.0')
     target = tmp_path / '_cuda.so'

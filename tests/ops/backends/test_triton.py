@@ -35,6 +35,7 @@ ops = torch.ops.mmvim_ops
 
 
 @compiled
+@pytest.mark.slow
 def test_passes_in_the_interpreter():
     files = (
         'backends/test_triton.py',
@@ -195,6 +196,7 @@ def stack_bytes(cubin, tmp_path):
 
 @compiled
 @pytest.mark.parametrize('capability', [80, 90])
+@pytest.mark.slow
 def test_compiles_and_fits_into_the_registers(capability, compile_only, tmp_path):
     kernels = compile_only(capability)
     arguments = make_arguments(

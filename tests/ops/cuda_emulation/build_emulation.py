@@ -3,6 +3,7 @@
 The library has a name of its own for any sources and flags (CXX, CXXFLAGS).
 """
 
+import fcntl
 import hashlib
 import os
 import shlex
@@ -42,9 +43,15 @@ def build() -> Path:
     for source in sources:
         key.update(source.name.encode() + source.read_bytes())
     target = ROOT / f'build/cuda_emulation/{key.hexdigest()[:16]}.so'
-    if target.exists():
-        return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes beside each other compile once
+        if not target.exists():
+            _compile(compiler, flags, sources, target)
+    return target
+
+
+def _compile(compiler: str, flags: list[str], sources: list[Path], target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         build_interface.write_cuda_header(Path(folder))
 
@@ -63,4 +70,3 @@ def build() -> Path:
             list(pool.map(lambda unit: run('-c', '-x', 'c++', str(unit)), units))
         run('-shared', '-o', 'library.so', *(f'{unit.stem}.o' for unit in units))
         os.replace(f'{folder}/library.so', target)
-    return target

@@ -14,7 +14,7 @@ from ...memory import is_tuned, keep_freed_memory
 from .. import compiled, operators, schemas
 
 LIBRARY = Path(__file__).parents[2] / '_cpp.so'
-BUILD_COMMAND = 'pip install --no-build-isolation --no-deps -e .'
+BUILD_COMMAND = 'pip install --no-build-isolation --no-deps --force-reinstall -e ./ops'
 OPERATIONS = ('scan', 'bidirectional_scan', 'conv1d')
 INSTRUCTION_SETS = ('avx512', 'avx2', 'portable')
 ISA = 'MMVIM_OPS_ISA'
@@ -24,7 +24,7 @@ CONSTANTS: dict[str, int] = {}  # of the library: segment, most_taps
 
 def _load(path: Path) -> str | None:
     """Load the library; returns what is wrong where that fails."""
-    reason = compiled.why_not(path, schemas.interface(), BUILD_COMMAND)
+    reason = compiled.why_not(path, schemas.library_interface(torch.__version__), BUILD_COMMAND)
     if reason is not None:
         return reason
     try:

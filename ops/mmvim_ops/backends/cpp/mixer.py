@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...calls import MixerCall
+from ...calls import MixerCall, MixerDirection
 from ..operators import needs_gradient, only_given, refuse_second_derivative
 from ..schemas import SCHEMAS
 from . import library
@@ -56,8 +56,9 @@ def mamba_mixer(call: MixerCall) -> Tensor:
 
 
 def _fake_mixer(*arguments):
-    tokens, _, in_weight, _, out_weight = arguments[:5]
-    save = arguments[-1]
+    *tensors, _, _, _, save = arguments
+    tokens, _, in_weight, _, out_weight, _, *rest = tensors
+    first, second = (MixerDirection(*rest[i : i + OF_DIRECTION]) for i in (0, OF_DIRECTION))
     batch, length, _ = tokens.shape
     inner = in_weight.shape[0] // 2
     per_call = torch.ops.mmvim_ops.cpp_mamba_mixer_tokens()
@@ -68,17 +69,16 @@ def _fake_mixer(*arguments):
     def states(A):
         return tokens.new_empty(rows if save else 0, inner * A.shape[1])
 
-    A, A_b = arguments[11], arguments[18]
     return (
         tokens.new_empty(batch, length, out_weight.shape[0]),
         tokens.new_empty((batch, length, 2 * inner) if save == 1 else (0,)),
-        states(A),
-        tokens.new_empty(0, 0) if A_b is None else states(A_b),
+        states(first.A),
+        tokens.new_empty(0, 0) if second.A is None else states(second.A),
     )
 
 
 def _fake_mixer_backward(grad_out, *arguments):
-    tensors = arguments[:20]
+    *tensors, _, _, _, _, _, _ = arguments
     return [grad_out.new_empty(0) if x is None else x.new_empty(x.shape) for x in tensors]
 
 

@@ -41,8 +41,8 @@ def fit_into_one_launch(call: BidirectionalCall) -> BidirectionalCall | None:
     groups = math.lcm(count_groups(forward.B, forward.C), count_groups(backward.B, backward.C))
     if states > MOST_STATES_OF_TWO or forward.u.shape[1] % groups:
         return None
-    return call._replace(
-        forward=_widen(forward, states, groups), backward=_widen(backward, states, groups)
+    return BidirectionalCall(
+        _widen(forward, states, groups), _widen(backward, states, groups), *call[2:]
     )
 
 
@@ -60,9 +60,8 @@ def _widen(direction: Direction, states: int, groups: int) -> Direction:
             groups // (m.shape[1] if m.ndim == 4 else 1), dim=1
         )
 
-    return direction._replace(
-        A=F.pad(direction.A, (0, missing)), B=matrix(direction.B), C=matrix(direction.C)
-    )
+    u, delta, A, B, C, D, delta_bias = direction
+    return Direction(u, delta, F.pad(A, (0, missing)), matrix(B), matrix(C), D, delta_bias)
 
 
 def _cast(grad: Tensor | None, x: Tensor | None, u: Tensor) -> Tensor:

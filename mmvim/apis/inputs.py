@@ -1,0 +1,121 @@
+"""Which pictures are meant by files, folders and patterns, and what their results are called."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from mmvim.utils.launch import UserError
+
+from .pictures import is_picture
+
+__all__ = ['Skipped', 'Source', 'find_pictures']
+
+
+class Source(NamedTuple):
+    """A picture to predict."""
+
+    path: Path
+    name: PurePath  # of its results, without a suffix
+
+
+class Skipped(NamedTuple):
+    """A file that is not predicted, and why."""
+
+    path: Path
+    reason: str
+
+
+def find_pictures(inputs: Sequence[str], out_dir: Path) -> tuple[list[Source], list[Skipped]]:
+    """Find pictures, each once, in the order of the inputs and of their names.
+
+    Folders are searched with all below them, except hidden files and what lies in ``out_dir``.
+    Results are called as the picture within the folder that was given, without its suffix. Where
+    two would be called alike, they keep the suffix, and where that is not enough the folders by
+    which they differ.
+
+    Args:
+        inputs (Sequence[str]): Files, folders, and patterns as of :func:`glob.glob`, in which
+            ``**`` stands for any folders.
+        out_dir (Path): Where results go.
+
+    Raises:
+        UserError: Two pictures would have results of one name nevertheless.
+    """
+    pictures: dict[Path, PurePath] = {}  # path: what it is called within its input
+    skipped: dict[Path, str] = {}
+    seen = set()
+    out_dir = out_dir.resolve()
+    for given in inputs:
+        found = list(_expand(given))
+        if not found:
+            skipped[Path(given)] = 'there is no such file or folder'
+        for path, name in found:
+            place = path.resolve()
+            within = place.is_relative_to(out_dir)
+            if place in seen or (within and path != Path(given)):
+                continue
+            seen.add(place)
+            if within:
+                skipped[path] = 'it lies in the folder for results'
+            elif is_picture(path):
+                pictures[path] = name
+            else:
+                skipped[path] = f'unknown type {path.suffix}'.rstrip()
+    names = _names(pictures)
+    return [Source(*item) for item in names.items()], [Skipped(*item) for item in skipped.items()]
+
+
+def _expand(given: str) -> Iterator[tuple[Path, PurePath]]:
+    """Files, and what they are called within the input."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        for folder, folders, files in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith('.'))
+            for name in sorted(files):
+                if not name.startswith('.'):
+                    file = Path(folder, name)
+                    yield file, file.relative_to(path)
+    elif path.exists():
+        yield path, PurePath(path.name)
+    elif glob.has_magic(given):
+        parts = path.parts
+        fixed = next(k for k, part in enumerate(parts) if glob.has_magic(part))
+        root = Path(*parts[:fixed])
+        for match in map(Path, sorted(glob.glob(str(path), recursive=True))):
+            within = match.relative_to(root)
+            if match.is_file():
+                yield match, within
+            else:
+                yield from ((file, within / name) for file, name in _expand(str(match)))
+
+
+def _names(pictures: dict[Path, PurePath]) -> dict[Path, PurePath]:
+    common = os.path.commonpath([path.absolute().parent for path in pictures]) if pictures else ''
+    ways: list[Callable[[Path, PurePath], PurePath]] = [
+        lambda path, name: name.with_suffix(''),
+        lambda path, name: name,
+        lambda path, name: PurePath(path.absolute().relative_to(common)),
+    ]
+    names = {path: ways[0](path, name) for path, name in pictures.items()}
+    for way in ways[1:]:
+        for path in (path for alike in _alike(names) for path in alike):
+            names[path] = way(path, pictures[path])
+    for first, second, *_ in _alike(names):
+        raise UserError(
+            f'the results of {first} and {second} would both be called {names[first]}: '
+            'predict them into different folders'
+        )
+    return names
+
+
+def _alike(names: dict[Path, PurePath]) -> list[list[Path]]:
+    """Pictures whose results would overwrite each other, on file systems that ignore case too."""
+    groups = defaultdict(list)
+    for path, name in names.items():
+        groups[str(name).casefold()].append(path)
+    return [paths for paths in groups.values() if len(paths) > 1]

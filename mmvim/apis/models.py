@@ -1,0 +1,139 @@
+"""Building a trained segmentor, detector or classifier from its config and checkpoint."""
+
+from __future__ import annotations
+
+import colorsys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from torch import nn
+
+from mmvim.engine.checkpoint_hook import fit_checkpoint
+from mmvim.utils import CheckpointError, load_checkpoint
+from mmvim.utils.launch import EXTRAS, UserError, read_config
+
+from .pipelines import inner_datasets
+
+__all__ = ['load_model']
+
+# Parts that have no say in predictions; a checkpoint may lack them.
+UNUSED = ('auxiliary_head.',)
+
+
+def load_model(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    device: str | torch.device | None = None,
+    options: dict | None = None,
+) -> nn.Module:
+    """Build the model of a config and load a checkpoint into it, ready to predict.
+
+    Args:
+        config (str | Path | Config): A config of segmentation (``default_scope`` mmseg), detection
+            (mmdet) or classification (mmpretrain).
+        checkpoint (str | Path): A path or an address; this project's and OpenMMLab's files, and
+            the official classifiers.
+        device (str | torch.device, optional): Default: what the machine has, the CPU at last.
+        options (dict, optional): Settings of the config to change, as ``--cfg-options`` does.
+
+    Returns:
+        nn.Module: In evaluation mode. ``model.cfg`` is the config and ``model.dataset_meta`` a
+        dict of ``classes`` (names) and ``palette`` (RGB), one for each class that the model tells
+        apart. They come from the checkpoint, or else from the config's data set; where neither has
+        as many names as the model has classes, the names are numbers.
+
+    Raises:
+        UserError: The config is missing or none of these tasks, or there is no such device.
+        CheckpointError: The checkpoint cannot be read, or does not fill the model.
+    """
+    if not isinstance(config, Config):
+        config = read_config(str(config), options)
+    elif options:
+        config.merge_from_dict(options)
+    scope = config.get('default_scope')
+    if scope not in EXTRAS:
+        raise UserError(f'default_scope must be one of {", ".join(EXTRAS)}, got {scope}')
+    device = _device(device)
+    if config.get('data_preprocessor') is not None:  # as mmpretrain's configs have it
+        config.model.setdefault('data_preprocessor', config.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(scope):
+        model = revert_sync_batchnorm(MODELS.build(config.model))
+        content = load_checkpoint(str(checkpoint))
+        _fill(model, content, str(checkpoint))
+        model.dataset_meta = _names_and_colours(model, content, config)
+    model.cfg = config
+    return model.to(device).eval()
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device(get_device() if name is None else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'device {name} cannot be used: {str(error).splitlines()[0]}') from None
+    return device
+
+
+def _fill(model: nn.Module, content: dict, source: str) -> None:
+    """Load the weights; what mmengine only warns of would be predictions by chance."""
+    fit_checkpoint(model, content, source)
+    weights = content.get('state_dict', content)
+    try:
+        missing = model.load_state_dict(weights, strict=False).missing_keys
+    except RuntimeError as error:  # other shapes
+        raise CheckpointError(
+            f'checkpoint {source} is not one of this config: {str(error).splitlines()[1].strip()}'
+        ) from None
+    missing = [key for key in missing if not key.startswith(UNUSED)]
+    if missing:
+        more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
+        raise CheckpointError(
+            f'checkpoint {source} does not have all of the model: {", ".join(missing[:3])}{more} '
+            'would stay as they were initialised'
+        )
+
+
+def _names_and_colours(model: nn.Module, content: dict, config: Config) -> dict:
+    """The first of the sources that has one for each class of the model."""
+    meta = content.get('meta') or {}
+    sources = [meta.get('dataset_meta') or {}, meta]  # of mmseg and mmdet before 1.0 and 3.0, too
+    with DATASETS.switch_scope_and_registry(config.default_scope) as registry:
+        for dataset in inner_datasets(config):
+            kind = dataset.get('type')
+            kind = registry.get(kind) if isinstance(kind, str) else kind
+            sources += [dataset.get('metainfo') or {}, getattr(kind, 'METAINFO', {})]
+    sources = [{str(key).lower(): value for key, value in source.items()} for source in sources]
+    count = _num_classes(model)
+
+    def first(key: str):
+        found = (source.get(key) for source in sources)
+        lists = [list(value) for value in found if isinstance(value, list | tuple)]
+        return next((value for value in lists if count in (None, len(value))), None)
+
+    classes = first('classes') or [f'class {k}' for k in range(count or 0)]
+    palette = first('palette') if count is not None else None
+    if palette is None or len(palette) != len(classes):
+        palette = _distinct_colours(len(classes))
+    return dict(classes=classes, palette=[tuple(map(int, colour)) for colour in palette])
+
+
+def _num_classes(model: nn.Module) -> int | None:
+    """How many classes the last head tells apart; None where its kind is not known."""
+    roi_head = getattr(model, 'roi_head', None)
+    heads = [getattr(model, name, None) for name in ('decode_head', 'bbox_head', 'head')]
+    heads = [getattr(roi_head, 'bbox_head', None), *heads]
+    for head in heads:
+        head = head[-1] if isinstance(head, nn.ModuleList) else head
+        if getattr(head, 'num_classes', None) is not None:
+            return head.num_classes
+    return None
+
+
+def _distinct_colours(count: int) -> list[tuple[int, ...]]:
+    """Hues a golden section apart, so that neighbours differ however many there are."""
+    hues = ((0.61803399 * k) % 1 for k in range(count))
+    return [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.75, 0.9)) for hue in hues]

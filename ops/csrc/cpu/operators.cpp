@@ -1,0 +1,4 @@
+// What uses torch, as one translation unit: reading torch's headers takes most of a file's time.
+#include "conv1d.cpp"
+#include "mixer.cpp"
+#include "scan.cpp"
