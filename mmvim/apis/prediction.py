@@ -97,7 +97,7 @@ def _segment(model: nn.Module, batch: dict) -> list[BaseDataElement]:
         del sample.seg_logits
         sample.set_metainfo(dict(ori_shape=size))
         if size != tuple(scores.shape[-2:]):
-            labels = _best_class(scores, size, model.align_corners)
+            labels = _best_class(scores, size, bool(model.align_corners))
             sample.pred_sem_seg = PixelData(data=labels)
     return samples
 

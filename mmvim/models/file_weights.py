@@ -71,7 +71,7 @@ class FileWeights:
     def state_dict(self) -> OrderedDict:
         """The entries as a state dict with its metadata."""
         state_dict = OrderedDict(self.entries)
-        state_dict._metadata = OrderedDict(self.metadata)
+        state_dict._metadata = OrderedDict(self.metadata)  # type: ignore[attr-defined]
         return state_dict
 
 

@@ -146,7 +146,7 @@ def fit_state_dict(
         )
     print_log('; '.join([f'{name}: took {len(fitted)} entries of {source}', *done]), 'current')
     fitted = OrderedDict(fitted)
-    fitted._metadata = OrderedDict({'': {'version': 1, **_layout(model)}})
+    fitted._metadata = OrderedDict({'': {'version': 1, **_layout(model)}})  # type: ignore[attr-defined]
     return fitted
 
 

@@ -37,7 +37,7 @@ def load_safetensors(filename: str, name: str) -> dict[str, OrderedDict]:
         raise damaged(name, filename, str(error)) from None
     if not isinstance(said, dict) or not all(isinstance(entry, dict) for entry in said.values()):
         raise damaged(name, filename, f'its metadata {KEY!r} is {said}')
-    state_dict._metadata = OrderedDict(said)
+    state_dict._metadata = OrderedDict(said)  # type: ignore[attr-defined]
     return {'state_dict': state_dict}
 
 
