@@ -19,4 +19,8 @@ def setup(app):
     def skip_without_docstring(app, what, name, member, skip, options):
         return skip or not getattr(member, 'docstring', '')
 
+    def link_to_page(app, page, source):  # the file in a checkout, the page on the site
+        source[0] = source[0].replace('(../CONTRIBUTING.md', '(contributing.md')
+
     app.connect('autodoc-skip-member', skip_without_docstring)
+    app.connect('source-read', link_to_page)

@@ -128,9 +128,9 @@ def _num_classes(model: nn.Module) -> int | None:
     heads = [getattr(roi_head, 'bbox_head', None), *heads]
     for head in heads:
         head = head[-1] if isinstance(head, nn.ModuleList) else head
-        count: int | None = getattr(head, 'num_classes', None)
-        if count is not None:
-            return count
+        number = getattr(head, 'num_classes', None)
+        if number is not None:
+            return number
     return None
 
 

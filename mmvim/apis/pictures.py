@@ -126,8 +126,8 @@ def _is_deep(image: Image.Image) -> bool:
     """Whether samples have 16 bits, of which Pillow keeps 8 where it has no mode for them."""
     if image.mode.startswith('I;16'):
         return True
-    tile = getattr(image, 'tile', None)  # of pictures read from files only
-    args = tile[0].args if tile else ''
+    tiles = getattr(image, 'tile', None)
+    args = tiles[0].args if tiles else ''
     args = args if isinstance(args, tuple) else (args,)
     if image.format == 'PPM':  # its arguments end with the largest sample
         return image.mode == 'I' or (isinstance(args[-1], int) and args[-1] > 255)

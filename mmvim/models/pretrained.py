@@ -146,8 +146,7 @@ def fit_state_dict(
         )
     print_log('; '.join([f'{name}: took {len(fitted)} entries of {source}', *done]), 'current')
     fitted = OrderedDict(fitted)
-    metadata = OrderedDict({'': {'version': 1, **_layout(model)}})
-    fitted._metadata = metadata  # type: ignore[attr-defined]
+    fitted._metadata = OrderedDict({'': {'version': 1, **_layout(model)}})  # type: ignore[attr-defined]
     return fitted
 
 
