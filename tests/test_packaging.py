@@ -87,5 +87,5 @@ def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):
     name = 'configs/vim/vim-demo_upernet_shapes-128x128.py'
     assert read_config(name).model.backbone.type == 'VisionMamba'
     (tmp_path / 'configs/vim').mkdir(parents=True)
-    (tmp_path / name).write_text("model = 'mine'")
-    assert read_config(name).model == 'mine'
+    (tmp_path / name).write_text('model = dict(name="mine")')
+    assert read_config(name).model == dict(name='mine')
