@@ -1,5 +1,5 @@
 """Tests of classification need mmpretrain, which has an environment of its own; loading
-checkpoints in tests leaves nothing behind."""
+checkpoints and making runners leave nothing behind."""
 
 import threading
 from functools import partial
@@ -15,6 +15,20 @@ collect_ignore = [] if HERE else ['cls']
 def pytest_terminal_summary(terminalreporter) -> None:
     if not HERE:
         terminalreporter.write_line('tests/cls needs mmpretrain: `make test-cls` runs it')
+
+
+@pytest.fixture(autouse=True)
+def scope_of_its_own():
+    """A runner makes its scope the default of the whole process; each test gives it back."""
+    if find_spec('mmengine') is None:  # the ops are tested by themselves, too
+        yield
+        return
+    from mmengine.registry import DefaultScope
+
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
 
 
 class Quiet(SimpleHTTPRequestHandler):
