@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    tiny = [name for name in MODEL_NAMES if '-tiny' in name]
+    tiny = ['vim-tiny', 'deit-tiny-fused', 'deit-tiny-explicit']
     add('--models', nargs='+', default=tiny, choices=MODEL_NAMES, help=f'default: {tiny}')
     add('--part', choices=PARTS, default='backbone', help='how much of it (default: %(default)s)')
     add('--sizes', type=int, nargs='+', default=SIZES, help='image sides (default: %(default)s)')

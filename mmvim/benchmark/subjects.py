@@ -23,14 +23,16 @@ CONFIGS = Path(__file__).parents[1] / '.mim' / 'configs'
 # What each part's whole model is read from: {family} is vim or deit, {name} such as vim-tiny.
 WHOLE = {
     'segmentor': '{family}/{name}_upernet_8xb2-160k_ade20k-512x512.py',
-    'detector': '{family}/{name}_cascade-mask-rcnn{variant}_8xb8-380k_coco-1024x1024.py',
+    'detector': '{family}/{name}_cascade-mask-rcnn{attention}_8xb8-380k_coco-1024x1024.py',
 }
 PARTS = ('backbone', 'pyramid', *WHOLE)
 ARCHS = ('tiny', 'small', 'base')
 MODEL_NAMES = tuple(
-    [f'vim-{arch}' for arch in ARCHS]
+    [f'vim-{arch}{recompute}' for arch in ARCHS for recompute in ('', '-all')]
     + [f'deit-{arch}-{attention}' for arch in ARCHS for attention in ('fused', 'explicit')]
 )
+TYPES = {'vim': 'VisionMamba', 'deit': 'DeiT'}
+VARIANT = {'vim': 'recompute', 'deit': 'attention'}  # what the third part of a name sets
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -39,7 +41,8 @@ class Subject:
     """One row of a benchmark.
 
     Args:
-        model (str): One of ``MODEL_NAMES``; ``fused`` and ``explicit`` are DeiT's attention.
+        model (str): One of ``MODEL_NAMES``; ``fused`` and ``explicit`` are DeiT's attention,
+            ``all`` is Vim with ``recompute='all'``.
         part (str): ``'backbone'``; ``'pyramid'``: with SimpleFeaturePyramid; ``'segmentor'``:
             UperNet; ``'detector'``: Cascade Mask R-CNN.
         size (int): Side of the images.
@@ -63,25 +66,25 @@ class Subject:
 
 def build_backbone(name: str, size: int) -> nn.Module:
     """A backbone as for dense prediction: no class token, the map of the last block."""
-    family, arch, *attention = name.split('-')
-    cfg = dict(type='VisionMamba', arch=arch, img_size=size, cls_token=None)
-    if family == 'deit':
-        cfg.update(type='DeiT', attention=attention[0])
+    family, arch, *variant = name.split('-')
+    cfg = dict(type=TYPES[family], arch=arch, img_size=size, cls_token=None)
+    if variant:
+        cfg[VARIANT[family]] = variant[0]
     return MODELS.build(cfg)
 
 
 def build_whole(name: str, part: str) -> tuple[nn.Module, str]:
     """The model of a config, and the scope it belongs to."""
-    family, arch, *attention = name.split('-')
-    variant = '-global' if attention else ''
-    path = CONFIGS / WHOLE[part].format(family=family, name=f'{family}-{arch}', variant=variant)
+    family, arch, *variant = name.split('-')
+    attention = '-global' if family == 'deit' else ''
+    path = CONFIGS / WHOLE[part].format(family=family, name=f'{family}-{arch}', attention=attention)
     if not path.exists():
         raise ValueError(f'there is no config for the {part} of {name}: {path.name}')
     cfg = Config.fromfile(path)
     import_modules_from_strings(**cfg.custom_imports)
     init_default_scope(cfg.default_scope)
-    if attention:
-        cfg.model.backbone.attention = attention[0]
+    if variant:
+        cfg.model.backbone[VARIANT[family]] = variant[0]
     if part == 'detector':
         cfg.model.data_preprocessor.pop('batch_augments', None)  # pads to the config's size
     else:
