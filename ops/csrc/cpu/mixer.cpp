@@ -37,6 +37,17 @@ Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias = {}) {
   return at::conv2d(image(x), filters(weight), b).squeeze(2).transpose(1, 2).contiguous();
 }
 
+// The gradient of x in y = product(x, weight), as its shape tells.
+Tensor through_product(const Tensor& grad_y, const Tensor& weight) {
+  if (!as_convolution(grad_y, weight)) return at::matmul(grad_y, weight);
+  // x takes no part: only its shape and strides are looked at.
+  Tensor x = at::empty({grad_y.size(0), grad_y.size(1), weight.size(1)}, grad_y.options());
+  auto grad = std::get<0>(at::convolution_backward(
+      image(grad_y), image(x), filters(weight), at::OptionalIntArrayRef{}, {1, 1}, {0, 0}, {1, 1}, false,
+      {0, 0}, 1, {true, false, false}));
+  return grad.squeeze(2).transpose(1, 2).contiguous();
+}
+
 // The factor of each token in its root mean square norm: (batch, length, 1).
 Tensor norm_scale(const Tensor& x, double eps) {
   return at::linalg_vector_norm(x, 2, at::IntArrayRef{-1}, true).square_()
@@ -251,13 +262,12 @@ struct Mixer {
     Tensor grad_out_weight = zeros(out_weight), grad_out_bias = zeros(out_bias);
     std::vector<Branch> grads;
     for (const Branch& p : branches) grads.push_back(p.zeros());
-    Tensor out_columns = out_weight.t().contiguous(), in_columns = in_weight.t().contiguous();
     for (int64_t first = 0; first < batch && tokens.numel() > 0; first += together) {
       int64_t b = std::min(together, batch - first);
       auto some = [&](const Tensor& x) { return x.slice(0, first, first + b); };
       Tensor images = some(tokens), grad_images = some(grad_out);
       Tensor xz = xz_.dim() == 3 ? some(xz_) : project(images, 0, 2 * inner);
-      Tensor grad_y = product(grad_images, out_columns);       // (b, L, E)
+      Tensor grad_y = through_product(grad_images, out_weight);        // (b, L, E)
       Tensor grad_xz = fresh({b, length, 2 * inner}, tokens.options());
       Tensor grad_x = grad_xz.slice(2, 0, inner), grad_z = grad_xz.slice(2, inner);
       grad_x.zero_();
@@ -276,7 +286,7 @@ struct Mixer {
         }
       }
       add_weight_gradient(grad_in, grad_xz, normed(images));
-      some(grad_tokens).copy_(through_norm(images, product(grad_xz, in_columns), grad_norm));
+      some(grad_tokens).copy_(through_norm(images, through_product(grad_xz, in_weight), grad_norm));
       if (in_bias.defined()) grad_in_bias.add_(grad_xz.sum(at::IntArrayRef{0, 1}));
     }
     if (out_bias.defined()) grad_out_bias.add_(grad_out.sum(at::IntArrayRef{0, 1}));
