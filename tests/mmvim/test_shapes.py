@@ -242,6 +242,8 @@ def test_run_lengths_of_a_mask_that_starts_in_the_corner_begin_with_an_empty_run
 def test_mmseg_reads_the_labels_with_the_zero_class_ignored(ade20k):
     from mmseg.registry import DATASETS
 
+    import mmvim.datasets.shapes_dataset  # noqa: F401  (registers it)
+
     dataset = DATASETS.build(
         dict(
             type='ShapesDataset',
