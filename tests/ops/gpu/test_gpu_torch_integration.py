@@ -44,11 +44,13 @@ def block(u, delta, A, B, C, D, z, delta_bias, weight, backend):
 
 
 def block_arguments(seed=0, **fixed):
+    """What :func:`block` takes, and gradients of what it returns."""
     arguments = make_arguments(**USUAL | dict(length=LENGTH, seed=seed) | fixed)
     tensors = [arguments[name] for name in TENSORS]
-    weight = torch.randn(tensors[0].shape[1], 4)
-    leaves = [x.requires_grad_() for x in to_device([*tensors, weight])]
-    return leaves, to_device([upstream(x) for x in block(*tensors, weight, backend='torch')])
+    u, A = arguments['u'], arguments['A']
+    tensors.append(torch.randn(u.shape[1], 4))
+    grads = upstream(u), upstream(A.new_empty(u.shape[0], *A.shape))
+    return [x.requires_grad_() for x in to_device(tensors)], to_device(grads)
 
 
 def results(leaves, grads, backend, function=block):
@@ -104,7 +106,7 @@ def capture(function):
                 x.copy_(new)
 
         return outputs, replay
-    with on_another_stream() as _:
+    with on_another_stream():
         torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
         for _ in range(2):
             function()
