@@ -128,10 +128,11 @@ def _type(device: torch.device | str) -> str:
 
 
 def _best(device: torch.device | str, dtype: torch.dtype, call: Call | None) -> Backend:
+    device_type = _type(device)
     suitable = [
         backend
         for backend in BACKENDS.values()
-        if backend.is_default_on(_type(device))
+        if backend.is_default_on(device_type)
         and dtype in backend.dtypes
         and (call is None or backend.limit(call) is None)
     ]

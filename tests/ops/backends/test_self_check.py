@@ -7,26 +7,39 @@ import warnings
 import pytest
 import torch
 from scan_cases import CPU_BACKENDS, make_arguments
+from test_registry import FUNCTIONS, scan
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmvim_ops import (
-    Direction,
-    bidirectional_selective_scan,
-    causal_conv1d,
-    mamba_mixer,
-    scan_segment_,
-    selective_scan,
-    use_backend,
-)
+from mmvim_ops import selective_scan, use_backend
 from mmvim_ops.backends import BACKENDS, choose_backend, registry, self_check
+from mmvim_ops.backends.cuda import library as cuda_library
 from mmvim_ops.backends.torch import TorchBackend
-from mmvim_ops.calls import MixerDirection
+from mmvim_ops.backends.triton import library as triton_library
 from mmvim_ops.environment import is_on
 
 CPU = torch.device('cpu')
 needs_emulation = pytest.mark.skipif(
     'cuda' not in CPU_BACKENDS, reason='there is no compiler for the emulation'
+)
+
+
+def missing_on_gpu(name):
+    """What a backend lacks to run on a GPU; conftest.py says nothing is missing to emulate it."""
+    if not torch.cuda.is_available():
+        return 'there is no GPU'
+    if name == 'cuda':
+        return cuda_library._compiled if isinstance(cuda_library._compiled, str) else None
+    return 'it is interpreted' if triton_library.INTERPRETED else triton_library.missing()
+
+
+on_gpu = pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=str(reason)))
+        for name in ('cuda', 'triton')
+        for reason in (missing_on_gpu(name),)
+    ],
 )
 
 
@@ -66,36 +79,6 @@ def emulated_cuda(monkeypatch):
     monkeypatch.setattr(cuda, 'checks_itself_on', ('cpu',), raising=False)
     monkeypatch.setattr(registry, 'BACKENDS', {'cuda': cuda, **BACKENDS})
     return cuda
-
-
-def scan(**more):
-    return selective_scan(**make_arguments(), **more)
-
-
-def convolve(**more):
-    return causal_conv1d(torch.randn(2, 6, 20), torch.randn(6, 4), **more)
-
-
-def scan_both(**more):
-    arguments = make_arguments()
-    direction = Direction(*(arguments[name] for name in Direction._fields))
-    return bidirectional_selective_scan(direction, direction, arguments['z'], **more)
-
-
-def scan_segment(**more):
-    arguments = make_arguments()
-    direction = Direction(*(arguments[name] for name in Direction._fields))
-    out = torch.empty_like(direction.u)
-    scan_segment_(out, torch.zeros(2, 6, 4), direction, **more)
-    return out
-
-
-def mix(**more):
-    torch.manual_seed(0)
-    shapes = (6, 4), (6,), (2 + 2 * 3, 6), (6, 2), (6,), (6, 3), (6,)
-    direction = MixerDirection(*map(torch.randn, shapes))
-    tokens, into, out = torch.randn(2, 9, 5), torch.randn(12, 5), torch.randn(5, 6)
-    return mamba_mixer(tokens, into, [direction], out, **more)
 
 
 class Wrong(torch.autograd.Function):
@@ -188,19 +171,18 @@ def test_a_wrong_backend_steps_aside_with_one_warning_and_is_refused_by_name(
 ):
     patch, said = FAULTS[fault]
     patch(unproven, monkeypatch)
-    functions = scan, convolve, scan_both, scan_segment, mix
     expected = []
-    for function in functions:
+    for function in FUNCTIONS:
         torch.manual_seed(0)
         expected.append(function(backend='torch'))
     with pytest.warns(UserWarning) as caught:
         actual = []
-        for function in functions:
+        for function in FUNCTIONS:
             torch.manual_seed(0)
             actual.append(function())
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     (warning,) = caught
-    assert warning.filename == __file__
+    assert warning.filename == scan.__code__.co_filename  # who called
     for part in (
         "does not use its backend 'unproven', which failed its check on cpu, in torch.float32: ",
         'python -m mmvim_ops',
@@ -208,7 +190,7 @@ def test_a_wrong_backend_steps_aside_with_one_warning_and_is_refused_by_name(
         *said,
     ):
         assert part in str(warning.message)
-    for function in functions:
+    for function in FUNCTIONS:
         message = r"backend 'unproven' failed its check on cpu.*backend=None chooses one"
         with pytest.raises(ValueError, match=message):
             function(backend='unproven')
@@ -388,6 +370,52 @@ def test_a_call_inside_of_a_backward_pass_leaves_the_check_to_another(unproven):
     Inside.apply(torch.ones(1, requires_grad=True)).backward()
     assert unproven.scans == 1
     assert self_check._verdicts == {}
+
+
+@on_gpu
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_a_gpu_is_checked_on_the_stream_of_the_call(name, dtype):
+    arguments = make_arguments(dtype=dtype)
+    given = {k: x.cuda() if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, random = torch.cuda.memory_allocated(), torch.cuda.get_rng_state()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), torch.no_grad():
+        selective_scan(**given, backend=name)
+        assert torch.cuda.current_stream() == stream
+    assert self_check._verdicts == {(name, given['u'].device, dtype): None}
+    assert torch.equal(torch.cuda.get_rng_state(), random)
+    assert torch.cuda.max_memory_allocated() - before < 16 << 20
+
+
+@on_gpu
+def test_a_gpu_is_not_checked_while_it_captures_or_goes_backward(name):
+    """The latter would wait for itself, for ever."""
+    arguments = make_arguments()
+    given = {k: x.cuda() if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
+    device = given['u'].device
+    self_check._verdicts[name, device, torch.float32] = None
+    expected = selective_scan(**given, backend=name)
+    self_check._verdicts.clear()
+
+    class Inside(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            selective_scan(**given, backend=name)
+            return grad
+
+    Inside.apply(torch.ones(1, device=device, requires_grad=True)).backward()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = selective_scan(**given, backend=name)
+    assert self_check._verdicts == {}
+    graph.replay()
+    assert torch.equal(out, expected)
 
 
 def test_too_little_memory_is_no_verdict(unproven, monkeypatch):
