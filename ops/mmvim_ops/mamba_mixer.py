@@ -83,7 +83,7 @@ def mamba_mixer(
     refuse_forward_mode(
         'mamba_mixer', tokens, *weights, *(x for direction in directions for x in direction[:7])
     )
-    out = choose_backend(backend, tokens.device.type, tokens.dtype).mamba_mixer(call)
+    out = choose_backend(backend, tokens.device, tokens.dtype).mamba_mixer(call)
     if out is not None:
         return out
 
