@@ -204,10 +204,13 @@ def main() -> None:
             bar.update(task, description=text, advance=steps)
 
         workers: list[Worker | None] = [None] * len(args.models)
+        stopped = False
         try:
             for group in groups:
                 results += measure(group, workers, args, advance)
                 report.save(args.out / 'benchmark.json', results, about)
+        except KeyboardInterrupt:  # what is known so far is still shown
+            stopped = True
         finally:
             for worker in filter(None, workers):
                 worker.close()
@@ -222,6 +225,8 @@ def main() -> None:
     failed = [r for r in results if r.status not in ('ok', 'out of memory')]
     for result in failed:
         console.print(f'{result.subject.model} at {result.subject.size}: {result.status}')
+    if stopped:
+        sys.exit('stopped: the sizes after these were not measured')
     sys.exit(1 if failed else 0)
 
 
