@@ -73,8 +73,8 @@ def build_backbone(name: str, size: int) -> nn.Module:
     return MODELS.build(cfg)
 
 
-def build_whole(name: str, part: str) -> tuple[nn.Module, str]:
-    """The model of a config, and the scope it belongs to."""
+def build_whole(name: str, part: str, size: int) -> tuple[nn.Module, str]:
+    """The model of a config, for images of this size, and the scope it belongs to."""
     family, arch, *variant = name.split('-')
     attention = '-global' if family == 'deit' else ''
     path = CONFIGS / WHOLE[part].format(family=family, name=f'{family}-{arch}', attention=attention)
@@ -88,7 +88,7 @@ def build_whole(name: str, part: str) -> tuple[nn.Module, str]:
     if part == 'detector':
         cfg.model.data_preprocessor.pop('batch_augments', None)  # pads to the config's size
     else:
-        cfg.model.data_preprocessor.size = None
+        cfg.model.data_preprocessor.size = (size, size)
     return MODELS.build(cfg.model), cfg.default_scope
 
 
@@ -101,7 +101,7 @@ class Step:
         torch.manual_seed(0)
         self.subject = subject
         if subject.part in WHOLE:
-            self.model, scope = build_whole(subject.model, subject.part)
+            self.model, scope = build_whole(subject.model, subject.part, subject.size)
             self.backbone = self.model.backbone
             batch = generate_batch(scope, subject.batch_size, subject.size)
         else:

@@ -12,7 +12,7 @@ from command_line import ROOT, passed, refused, tool
 
 from mmvim.benchmark import report
 from mmvim.benchmark.subjects import MODEL_NAMES, Subject
-from mmvim.benchmark.worker import OUT_OF_MEMORY, Result, Worker
+from mmvim.benchmark.worker import OUT_OF_MEMORY, Result, Worker, prepare
 
 
 def results():
@@ -121,6 +121,15 @@ def test_a_whole_model_cannot_be_a_graph(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         benchmark().parse_args()
     assert '--part backbone or pyramid' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['forward', 'train'])
+def test_a_segmentor_takes_a_step_at_any_size(mode):
+    step, result = prepare(Subject('vim-tiny', 'segmentor', 64, mode, batch_size=2), warm_up=1)
+    assert result.tokens == 16
+    trained = [p.grad is not None for p in step.model.backbone.parameters()]
+    assert any(trained) == (mode == 'train')
 
 
 @pytest.mark.slow
