@@ -59,9 +59,20 @@ def test_is_never_the_default_on_the_cpu():
 
 
 @pytest.fixture
-def chunks(monkeypatch):
+def cut(monkeypatch):
+    """Function that has the scans cut in another way than the backend chooses."""
+    choose = cuda_plan.choose_cut
+
+    def fix(**fixed):
+        monkeypatch.setattr(cuda_plan, 'choose_cut', lambda *given: choose(*given)._replace(**fixed))
+
+    return fix
+
+
+@pytest.fixture
+def chunks(cut):
     """Cut every length into as many chunks as there can be."""
-    monkeypatch.setattr(cuda_plan, 'count_chunks', lambda warps, schedulers, length: length)
+    cut(chunks=1000)
 
 
 @emulated
@@ -98,18 +109,18 @@ def test_many_states(states, groups):
 
 
 @emulated
-@pytest.mark.parametrize('warps', [1, 2, 4])
-def test_blocks_of_any_size_and_split_channels(warps, monkeypatch):
+@pytest.mark.parametrize('lanes', [4, 8])
+@pytest.mark.parametrize('warps', [1, 2, 5])
+def test_blocks_of_any_size_and_split_channels(lanes, warps, monkeypatch, cut):
     """Backward blocks that take several sets of channels in turn, of which the last is short."""
-    monkeypatch.setattr(cuda_plan.Plan, 'warps', lambda self, backward: warps)
-    monkeypatch.setattr(cuda_plan.Plan, 'splits', lambda self, warps: 2)
+    cut(lanes=lanes, warps=warps)
+    monkeypatch.setattr(cuda_plan, 'split_channels', lambda cut, sizes: 2)
     arguments = make_arguments(channels=150, length=90, states=9, groups_B=0, groups_C=0)
     expected = run(selective_scan_naive, arguments)
     assert_same(run(selective_scan, arguments, backend='cuda'), expected, 2e-5)
-    if warps < 4:
-        arguments = two_directions(1, batch=1, channels=90, length=40, groups_B=0, groups_C=0)
-        actual = run_both(bidirectional_selective_scan, *arguments, backend='cuda')
-        assert_same(actual, run_both(specification, *arguments), 2e-5)
+    arguments = two_directions(1, batch=1, channels=90, length=40, groups_B=0, groups_C=0)
+    actual = run_both(bidirectional_selective_scan, *arguments, backend='cuda')
+    assert_same(actual, run_both(specification, *arguments), 2e-5)
 
 
 @emulated
@@ -166,7 +177,7 @@ def test_the_smallest_blocks_fit_into_any_gpu(states, directions):
     assert directions == 1 or states <= cuda_scan.MOST_STATES_OF_TWO
     library = cuda_library.library('cpu')
     for backward in (False, True):  # 99 KiB: what a block may have on a consumer card
-        assert library.mmvim_shared_bytes(states, 1, directions, backward) <= 99 * 1024
+        assert library.mmvim_shared_bytes(states, 8, 1, directions, backward) <= 99 * 1024
 
 
 @emulated
@@ -254,14 +265,6 @@ def test_opcheck(case):
 
 
 # How it is cut, built and found.
-
-
-def test_chunks_serve_where_there_are_too_few_warps():
-    schedulers = 4 * 132
-    assert cuda_plan.count_chunks(2 * schedulers, schedulers, 10**6) == 1
-    assert cuda_plan.count_chunks(48, schedulers, 100) == 1
-    assert cuda_plan.count_chunks(48, schedulers, 6000) == math.ceil(2 * schedulers / 48)
-    assert cuda_plan.count_chunks(48, schedulers, 1024) == 1024 // (2 * 64)
 
 
 def test_a_gpu_without_the_library_gets_triton_silently_and_torch_with_a_warning(

@@ -1,22 +1,16 @@
 """How backend 'cuda' cuts a scan into chunks and blocks, what buffers it makes, and the launch."""
 
-import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ...calls import Direction
 from . import structures
+from .cut import Cut, Device, Sizes, candidates, cost, split_channels
 from .library import DTYPES, address, call, constant, library, limits, matrix, sequence, stream
 
 FEW_STATES = 16  # more than these are computed in float32 only
-
-# How a scan is cut, from counting and not yet from measuring on a GPU. A multiprocessor's
-# four schedulers are taken to be busy with WARPS warps each; chunks cost a second pass.
-WARPS = 2
-SECOND_PASS = 1.8
-SHORTEST_CHUNK = 2  # in segments
-
 
 def count_groups(*matrices: Tensor) -> int:
     return max(m.shape[1] if m.ndim == 4 else 1 for m in matrices)
@@ -57,16 +51,18 @@ def kernel_dtype(z: Tensor | None, directions: list[Direction]) -> torch.dtype:
     return dtypes.pop() if plain and len(dtypes) == 1 else torch.float32
 
 
-def count_chunks(warps: int, schedulers: int, length: int) -> int:
-    """Into how many chunks that run side by side the length is cut.
+@lru_cache(maxsize=4096)
+def choose_cut(sizes: Sizes, device: torch.device, backward: bool) -> Cut:
+    """The cheapest one."""
+    compiled = library(device.type)
 
-    One chunk needs one pass. More of them need a second one, and pay where there are too few warps
-    to keep the GPU's schedulers busy.
-    """
-    busy = warps / (WARPS * schedulers)
-    most = max(1, length // (SHORTEST_CHUNK * constant('segment')))
-    chunks = min(most, math.ceil(1 / busy))
-    return chunks if SECOND_PASS / min(1, chunks * busy) < 1 / min(1, busy) else 1
+    def shared_bytes(lanes: int, warps: int) -> int:
+        return compiled.mmvim_shared_bytes(sizes.states, lanes, warps, sizes.directions, backward)
+
+    here = Device(*limits(device))
+    most_threads = compiled.mmvim_most_threads(sizes.states, backward)
+    possible = candidates(sizes, here, shared_bytes, most_threads)
+    return min(possible, key=lambda cut: cost(cut, sizes, here, backward))
 
 
 class Plan:
@@ -79,38 +75,18 @@ class Plan:
         self.batch, self.channels, self.length = first.u.shape
         self.states = first.A.shape[1]
         self.groups = count_groups(first.B, first.C)
-        self.library = library(self.device.type)
-        processors, self.shared_bytes = limits(self.device)
-        self.per_warp = self.library.mmvim_channels_per_warp(self.states)
-        per_group = self.channels // self.groups
-        warps = len(directions) * self.batch * self.groups * -(-per_group // self.per_warp)
-        chunks = count_chunks(warps, 4 * processors, self.length)
-        segment = constant('segment')
-        self.chunk_length = -(-self.length // (chunks * segment)) * segment
-        self.chunks = -(-self.length // self.chunk_length)
-        self.processors, self.per_group = processors, per_group
+        self.sizes = Sizes(
+            *(len(directions), self.batch, self.groups, self.channels // self.groups),
+            *(self.length, self.states),
+        )
         self.softplus, self.scale = softplus, scale
 
-    def blocks(self, warps: int) -> int:
-        """Blocks that share the channels of a group."""
-        return -(-self.per_group // (warps * self.per_warp))
-
-    def warps(self, backward: bool) -> int:
-        """Of a block, per direction. More warps reuse what is read of B and C; fewer balance the
-        multiprocessors."""
-        for warps in (2,) if len(self.directions) == 2 else (4, 2):
-            bytes_needed = self.library.mmvim_shared_bytes(
-                self.states, warps, len(self.directions), backward
-            )
-            blocks = self.batch * self.chunks * self.groups * self.blocks(warps)
-            fits = bytes_needed <= self.shared_bytes and self.blocks(warps // 2) > 1
-            if fits and blocks >= 2 * self.processors:
-                return warps
-        return 1
-
-    def splits(self, warps: int) -> int:
-        """Rows that sums over channels get: for B and C together at most twice the size of u."""
-        return min(self.blocks(warps), max(1, self.per_group // self.states))
+    def choose(self, backward: bool) -> None:
+        """Cut the scan for one of the passes."""
+        self.cut = choose_cut(self.sizes, self.device, backward)
+        segments = -(-self.length // (self.cut.chunks * constant('segment')))
+        self.chunk_length = segments * constant('segment')
+        self.chunks = -(-self.length // self.chunk_length)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
@@ -119,7 +95,6 @@ class Plan:
         self,
         function: str,
         directions: list[structures.Direction],
-        backward: bool,
         splits: int = 1,
         **more,
     ) -> None:
@@ -144,7 +119,8 @@ class Plan:
                 softplus=self.softplus,
                 chunks=self.chunks,
                 chunk_length=self.chunk_length,
-                warps=self.warps(backward),
+                warps=self.cut.warps,
+                lanes=self.cut.lanes,
                 splits=splits,
                 scale=self.scale,
                 z=sequence(self.z),
@@ -165,12 +141,13 @@ class Plan:
             inputs.structure(checkpoints=address(saved), last_state=address(last_state))
             for inputs, saved in zip(self.directions, checkpoints, strict=True)
         ]
-        self.run('mmvim_scan_forward', directions, False, out=out, partial=self.partial(out))
+        self.choose(backward=False)
+        self.run('mmvim_scan_forward', directions, out=out, partial=self.partial(out))
 
     def backward(self, grad_out, grad_last_state, checkpoints: list) -> tuple[list, Tensor | None]:
         """The gradients of each direction, None for those that were not given, and that of z."""
-        warps = self.warps(True)
-        splits = self.splits(warps)
+        self.choose(backward=True)
+        splits = split_channels(self.cut, self.sizes)
         directions, buffers = [], []
         for inputs, saved in zip(self.directions, checkpoints, strict=True):
             rows = {name: getattr(inputs, name) for name in ('A', 'D', 'delta_bias')}
@@ -199,7 +176,6 @@ class Plan:
         self.run(
             'mmvim_scan_backward',
             directions,
-            True,
             splits,
             grad_out=grad_out,
             grad_z=grad_z,
