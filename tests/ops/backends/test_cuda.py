@@ -4,7 +4,6 @@ The tests that every backend has run in the emulation, too; see conftest.py. Tho
 are in ../gpu.
 """
 
-import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from scan_cases import (
 )
 from test_bidirectional import run as run_both
 from test_bidirectional import specification, two_directions
+from test_cuda_cut import random_sizes
 
 from mmvim_ops import (
     Direction,
@@ -30,6 +30,7 @@ from mmvim_ops import (
     selective_scan,
 )
 from mmvim_ops.backends import registry
+from mmvim_ops.backends.cuda import cut as cuda_cut
 from mmvim_ops.backends.cuda import library as cuda_library
 from mmvim_ops.backends.cuda import plan as cuda_plan
 from mmvim_ops.backends.cuda import scan as cuda_scan
@@ -56,23 +57,6 @@ def test_the_kernels_compile_for_the_emulation():
 def test_is_never_the_default_on_the_cpu():
     for dtype in (torch.float32, torch.bfloat16):
         assert registry.choose_backend(None, 'cpu', dtype).name != 'cuda'
-
-
-@pytest.fixture
-def cut(monkeypatch):
-    """Function that has the scans cut in another way than the backend chooses."""
-    choose = cuda_plan.choose_cut
-
-    def fix(**fixed):
-        monkeypatch.setattr(cuda_plan, 'choose_cut', lambda *given: choose(*given)._replace(**fixed))
-
-    return fix
-
-
-@pytest.fixture
-def chunks(cut):
-    """Cut every length into as many chunks as there can be."""
-    cut(chunks=1000)
 
 
 @emulated
@@ -121,6 +105,64 @@ def test_blocks_of_any_size_and_split_channels(lanes, warps, monkeypatch, cut):
     arguments = two_directions(1, batch=1, channels=90, length=40, groups_B=0, groups_C=0)
     actual = run_both(bidirectional_selective_scan, *arguments, backend='cuda')
     assert_same(actual, run_both(specification, *arguments), 2e-5)
+
+
+@pytest.fixture
+def h100(monkeypatch):
+    """Scans are cut as for a GPU that wants many blocks; the emulation has two multiprocessors."""
+    choose = cuda_plan.choose_cut
+    monkeypatch.setattr(cuda_plan, 'limits', lambda device: (132, 227 * 1024))
+    choose.cache_clear()
+    yield
+    choose.cache_clear()
+
+
+def check_long_directions(channels, length):
+    arguments = two_directions(
+        2, batch=1, channels=channels, length=length, states=16, groups_B=0, groups_C=0
+    )
+    expected = run_both(specification, *arguments, scale=0.5)
+    actual = run_both(bidirectional_selective_scan, *arguments, scale=0.5, backend='cuda')
+    assert_same(actual, expected, 2e-5)
+
+
+@emulated
+def test_gradients_of_few_channels_on_a_large_gpu(h100):
+    """In many chunks, of which the last is short and ends in a short segment."""
+    sizes = cuda_plan.Sizes(2, 1, 1, 8, 1300, 16)
+    forward, backward = (
+        cuda_plan.choose_cut(sizes, torch.device('cpu'), which) for which in (False, True)
+    )
+    assert forward.chunks == backward.chunks > 1
+    check_long_directions(8, 1300)
+
+
+@emulated
+@pytest.mark.parametrize('preferred', ['few', 'many'])
+def test_gradients_where_backward_alone_would_take_other_chunks(preferred, monkeypatch, h100):
+    """Where chunks end says where a reversed direction's saved states lie."""
+
+    def cost(cut, sizes, device, backward):
+        return cut.chunks if backward == (preferred == 'many') else -cut.chunks
+
+    monkeypatch.setattr(cuda_cut, 'cost', cost)
+    check_long_directions(8, 410)
+
+
+@emulated
+def test_passes_may_differ_in_lanes_and_warps(monkeypatch, h100):
+    choose = cuda_plan.choose_cut
+
+    def differently(sizes, device, backward):
+        other = dict(lanes=8, warps=1) if backward else dict(lanes=4, warps=2)
+        return choose(sizes, device, backward)._replace(**other)
+
+    monkeypatch.setattr(cuda_plan, 'choose_cut', differently)
+    for reverse in (False, True):
+        arguments = make_arguments(1, 24, 500, 16, groups_B=0, groups_C=0, reverse=reverse)
+        expected = run(selective_scan_naive, arguments)
+        assert_same(run(selective_scan, arguments, backend='cuda'), expected, 2e-5)
+    check_long_directions(24, 500)
 
 
 @emulated
@@ -265,6 +307,22 @@ def test_opcheck(case):
 
 
 # How it is cut, built and found.
+
+
+@emulated
+def test_blocks_on_a_large_gpu_fit_and_both_passes_have_the_same_chunks(h100):
+    library = cuda_library.library('cpu')
+    for seed in range(200):
+        sizes = random_sizes(seed)
+        cuts = [cuda_plan.choose_cut(sizes, torch.device('cpu'), which) for which in (False, True)]
+        assert cuts[0].chunks == cuts[1].chunks, sizes
+        for backward, (lanes, warps, _) in enumerate(cuts):
+            used = library.mmvim_shared_bytes(
+                sizes.states, lanes, warps, sizes.directions, backward
+            )
+            assert used <= 227 * 1024
+            threads = warps * sizes.directions * 32
+            assert threads <= library.mmvim_most_threads(sizes.states, backward)
 
 
 def test_a_gpu_without_the_library_gets_triton_silently_and_torch_with_a_warning(

@@ -4,7 +4,7 @@ import pytest
 from build_emulation import build, find_compiler
 from gpu_cases import EMULATED
 
-from mmvim_ops.backends.cuda import library, plan
+from mmvim_ops.backends.cuda import library
 from mmvim_ops.backends.torch import scan as torch_scan
 from mmvim_ops.backends.triton import scan as triton_scan
 
@@ -22,9 +22,3 @@ def sizes(monkeypatch):
         monkeypatch.setattr(triton_scan, 'CHUNK', 8)  # steps cost Python's time in the interpreter
     else:
         monkeypatch.setattr(torch_scan, 'TILE', 1 << 24)  # the reference in fewer launches
-
-
-@pytest.fixture
-def chunks(monkeypatch):
-    """Cut every length into as many chunks as there can be."""
-    monkeypatch.setattr(plan, 'count_chunks', lambda warps, schedulers, length: length)

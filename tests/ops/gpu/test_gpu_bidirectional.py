@@ -50,10 +50,11 @@ def test_sizes_of_vim(backend, case):
 
 @cuda_only
 @pytest.mark.parametrize('channels', [90, 384])
-@pytest.mark.parametrize('warps', [1, 2])
-def test_blocks_of_any_size(backend, warps, channels, monkeypatch, chunks):
-    monkeypatch.setattr(cuda_plan.Plan, 'warps', lambda self, backward: warps)
-    monkeypatch.setattr(cuda_plan.Plan, 'splits', lambda self, warps: 2)
+@pytest.mark.parametrize('warps', [1, 2, 5])
+@pytest.mark.parametrize('lanes', [4, 8])
+def test_blocks_of_any_size(backend, lanes, warps, channels, monkeypatch, cut, chunks):
+    cut(lanes=lanes, warps=warps)
+    monkeypatch.setattr(cuda_plan, 'split_channels', lambda cut, sizes: 2)
     arguments = vim_directions(channels=channels, length=size(1000, 140))
     check_both(to_device(arguments), backend)
 
@@ -82,6 +83,14 @@ def test_rows_that_are_read_in_words_and_others(backend, dtype, rows, aligned, c
         for direction in (forward, backward)
     ]
     check_both(arguments, backend, (*given, lay_out(z, rows, aligned), softplus))
+
+
+@cuda_only
+@pytest.mark.parametrize('channels, length', [(192, 6085), (8, 1300), (8, 410), (384, 3001)])
+def test_few_channels_and_a_short_last_segment(backend, channels, length):
+    """As the backend cuts them on a large GPU: both passes have to have the same chunks."""
+    shape = size(dict(channels=channels, length=length), dict(channels=8, length=length // 10))
+    check_both(to_device(vim_directions(**shape, batch=1)), backend)
 
 
 @cuda_only

@@ -99,11 +99,12 @@ def test_sizes_of_vim(backend, case):
 @cuda_only
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize('channels', [150, 384])
-@pytest.mark.parametrize('warps', [1, 2, 4])
-def test_blocks_of_any_size(backend, warps, channels, reverse, monkeypatch, chunks):
+@pytest.mark.parametrize('warps', [1, 2, 5, 8])
+@pytest.mark.parametrize('lanes', [4, 8])
+def test_blocks_of_any_size(backend, lanes, warps, channels, reverse, monkeypatch, cut, chunks):
     """Backward blocks, too, that take several sets of channels in turn."""
-    monkeypatch.setattr(cuda_plan.Plan, 'warps', lambda self, backward: warps)
-    monkeypatch.setattr(cuda_plan.Plan, 'splits', lambda self, warps: 2)
+    cut(lanes=lanes, warps=warps)
+    monkeypatch.setattr(cuda_plan, 'split_channels', lambda cut, sizes: 2)
     shape = dict(channels=channels, length=size(1000, 140), states=9, reverse=reverse)
     check_scan(to_device(make_arguments(**USUAL | shape)), backend)
 

@@ -4,7 +4,7 @@ No torch here: sizes in, numbers out.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 SEGMENT = 64  # steps; chunks are multiples of it
@@ -74,17 +74,65 @@ def cost(cut: Cut, sizes: Sizes, device: Device, backward: bool) -> float:
     return cycles * steps * (1 + FIRST_PASS[backward]) + traffic + LAUNCHES
 
 
+def chunk_counts(length: int) -> list[int]:
+    """How many chunks are worth a try: 1, and more that have two segments or more each."""
+    segments = math.ceil(length / SEGMENT)
+    more = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    return [1, *(chunks for chunks in more if chunks <= segments // 2)]
+
+
 def candidates(
-    sizes: Sizes, device: Device, shared_bytes: Callable[[int, int], int], most_threads: int
+    sizes: Sizes,
+    device: Device,
+    counts: Iterable[int],
+    shared_bytes: Callable[[int, int], int],
+    most_threads: int,
 ) -> Iterator[Cut]:
-    segments = math.ceil(sizes.length / SEGMENT)
+    """Cuts into one of ``counts`` chunks whose blocks the device can run."""
     for lanes in lanes_for(sizes.states):
         for warps in (1, 2, 3, 4, 6, 8):
             needed = math.ceil(sizes.per_group / (32 // lanes))  # warps for all channels
             if warps > max(1, needed) or warps * sizes.directions * 32 > most_threads:
                 continue
-            if shared_bytes(lanes, warps) > device.shared_bytes:
-                continue
-            for chunks in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
-                if chunks == 1 or chunks <= segments // 2:
-                    yield Cut(lanes, warps, chunks)
+            if shared_bytes(lanes, warps) <= device.shared_bytes:
+                yield from (Cut(lanes, warps, chunks) for chunks in counts)
+
+
+def choose(
+    sizes: Sizes,
+    device: Device,
+    backward: bool,
+    shared_bytes: Callable[[int, int, bool], int],
+    most_threads: Callable[[bool], int],
+) -> Cut:
+    """The cheapest cut for one of the passes.
+
+    Backward has as many chunks as forward. It starts from the states that forward saved every 64
+    steps, counted in a chunk from the end at which the direction enters it, so of a reversed
+    direction they lie elsewhere when chunks end elsewhere.
+
+    Args:
+        sizes (Sizes): Of the call.
+        device (Device): Where it runs.
+        backward (bool): Which pass.
+        shared_bytes (Callable): What a block has, of lanes, warps and the pass.
+        most_threads (Callable): Of a block, in the pass.
+
+    Raises:
+        RuntimeError: No block fits into the device's shared memory.
+    """
+
+    def cheapest(backward: bool, counts: Iterable[int]) -> Cut:
+        def bytes_here(lanes: int, warps: int) -> int:
+            return shared_bytes(lanes, warps, backward)
+
+        possible = list(candidates(sizes, device, counts, bytes_here, most_threads(backward)))
+        if not possible:
+            raise RuntimeError(
+                f"mmvim_ops: backend 'cuda' has no block for {sizes.directions} directions of "
+                f'{sizes.states} states in {device.shared_bytes} bytes of shared memory'
+            )
+        return min(possible, key=lambda cut: cost(cut, sizes, device, backward))
+
+    forward = cheapest(False, chunk_counts(sizes.length))
+    return cheapest(True, [forward.chunks]) if backward else forward

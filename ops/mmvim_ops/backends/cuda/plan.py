@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ...calls import Direction
 from . import structures
-from .cut import Cut, Device, Sizes, candidates, cost, split_channels
+from .cut import Cut, Device, Sizes, choose, split_channels
 from .library import DTYPES, address, call, constant, library, limits, matrix, sequence, stream
 
 FEW_STATES = 16  # more than these are computed in float32 only
+
 
 def count_groups(*matrices: Tensor) -> int:
     return max(m.shape[1] if m.ndim == 4 else 1 for m in matrices)
@@ -53,16 +54,16 @@ def kernel_dtype(z: Tensor | None, directions: list[Direction]) -> torch.dtype:
 
 @lru_cache(maxsize=4096)
 def choose_cut(sizes: Sizes, device: torch.device, backward: bool) -> Cut:
-    """The cheapest one."""
+    """The cheapest one, by :func:`cut.choose`."""
     compiled = library(device.type)
 
-    def shared_bytes(lanes: int, warps: int) -> int:
+    def shared_bytes(lanes: int, warps: int, backward: bool) -> int:
         return compiled.mmvim_shared_bytes(sizes.states, lanes, warps, sizes.directions, backward)
 
-    here = Device(*limits(device))
-    most_threads = compiled.mmvim_most_threads(sizes.states, backward)
-    possible = candidates(sizes, here, shared_bytes, most_threads)
-    return min(possible, key=lambda cut: cost(cut, sizes, here, backward))
+    def most_threads(backward: bool) -> int:
+        return compiled.mmvim_most_threads(sizes.states, backward)
+
+    return choose(sizes, Device(*limits(device)), backward, shared_bytes, most_threads)
 
 
 class Plan:
@@ -82,7 +83,7 @@ class Plan:
         self.softplus, self.scale = softplus, scale
 
     def choose(self, backward: bool) -> None:
-        """Cut the scan for one of the passes."""
+        """Cut the scan for one of the passes, both of which have the same chunks."""
         self.cut = choose_cut(self.sizes, self.device, backward)
         segments = -(-self.length // (self.cut.chunks * constant('segment')))
         self.chunk_length = segments * constant('segment')
