@@ -48,6 +48,7 @@ from gpu_timing import (
 )
 
 from mmvim_ops.backends.cuda import plan as cuda_plan
+from mmvim_ops.backends.cuda.cut import Cut, Sizes, chunk_counts, lanes_for
 
 
 @dataclass
@@ -80,7 +81,7 @@ def parse_args() -> argparse.Namespace:
     add('--repeat', type=int, default=15, help='timed repetitions: %(default)s')
     add('--mixer', action='store_true', help='the whole block, not its scans')
     add('--recompute', nargs='+', default=['activations', 'none'], help='of --mixer: %(default)s')
-    add('--sweep', action='store_true', help='chunks and warps of backend cuda, not candidates')
+    add('--sweep', action='store_true', help='cuts of backend cuda, not candidates')
     add('--json', type=Path, help='file for the figures')
     return parser.parse_args()
 
@@ -124,17 +125,24 @@ def measure(args: argparse.Namespace, dim: int, length: int, dtype: str) -> Iter
 
 
 @contextmanager
-def cut_into(chunks: int, warps: int) -> Iterator[None]:
-    """Have backend 'cuda' cut every length into so many chunks and take blocks of so many warps."""
-    with (
-        patch.object(cuda_plan, 'count_chunks', lambda *_: chunks),
-        patch.object(cuda_plan.Plan, 'warps', lambda *_: warps),
-    ):
+def cut_into(cut: Cut, backward: bool) -> Iterator[None]:
+    """Have backend 'cuda' cut one pass in another way than it chooses.
+
+    Its chunks are those of both passes, which have to have the same.
+    """
+    choose = cuda_plan.choose_cut
+
+    def instead(sizes: Sizes, device: torch.device, which: bool) -> Cut:
+        return (
+            cut if which == backward else choose(sizes, device, which)._replace(chunks=cut.chunks)
+        )
+
+    with patch.object(cuda_plan, 'choose_cut', instead):
         yield
 
 
 def sweep(args: argparse.Namespace, dim: int, length: int, dtype: str) -> Iterator[dict]:
-    """Times of other numbers of chunks and warps beside those of the backend's own choice."""
+    """Times of other cuts of a pass beside that of the backend's own choice."""
     inputs = scan_tensors(args.batch, dim, length, args.states, getattr(torch, dtype))
     grad = torch.randn_like(inputs[0])
     scan = partial(our_scans, 'cuda')
@@ -143,17 +151,23 @@ def sweep(args: argparse.Namespace, dim: int, length: int, dtype: str) -> Iterat
         with torch.no_grad():
             scan(*inputs)
 
-    most = length // cuda_plan.constant('segment')
-    cuts = [(n, w) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if n <= most for w in (1, 2)]
+    counts = [n for n in chunk_counts(length) if n in (1, 2, 4, 8, 16, 32)]
+    cuts = [Cut(*each) for each in product(lanes_for(args.states), (1, 2, 4, 8), counts)]
+    sizes = Sizes(2, args.batch, 1, dim, length, args.states)
     for backward, run in ((False, forward), (True, partial(both, scan, inputs, grad))):
         times: dict[str, float] = {}
         failures: dict[str, str] = {}
         for cut in (None, *cuts):
-            name = '{} x {}'.format(*cut) if cut else 'as chosen'
-            with noting(failures, name), cut_into(*cut) if cut else nullcontext():
+            name = name_of(cut) if cut else 'as chosen'
+            with noting(failures, name), cut_into(cut, backward) if cut else nullcontext():
                 times[name] = median_per_call(run)
         about = dict(work='sweep', dtype=dtype, dim=dim, length=length, backward=backward)
-        yield dict(**about, times=times, failures=failures)
+        chosen = name_of(cuda_plan.choose_cut(sizes, inputs[0].device, backward))
+        yield dict(**about, chosen=chosen, times=times, failures=failures)
+
+
+def name_of(cut: Cut) -> str:
+    return ' x '.join(map(str, cut))
 
 
 def print_sweep(row: dict) -> None:
@@ -161,7 +175,7 @@ def print_sweep(row: dict) -> None:
     chosen = times.pop('as chosen', None)
     print(
         f'{row["dtype"]} D {row["dim"]} L {row["length"]} {"f+b" if row["backward"] else "fwd"}: '
-        f'{cell(chosen, 1e3, ".3f")} ms as chosen; chunks x warps:'
+        f'{cell(chosen, 1e3, ".3f")} ms as chosen, {row["chosen"]}; lanes x warps x chunks:'
     )
     best = sorted(times, key=times.get)
     print('  ' + ', '.join(f'{cut} {1e3 * times[cut]:.3f}' for cut in best))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmvim_ops import selective_scan
+from mmvim_ops.backends.cuda.cut import Cut
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'ops'))
 import benchmark_gpu
@@ -97,7 +98,7 @@ def test_a_lost_gpu_ends_the_run_after_its_row(sweep, tmp_path, monkeypatch, cap
         yield (
             benchmark_gpu.Row('good', time=1.0)
             if not sweep
-            else dict(dtype='', dim=1, length=1, backward=False, times={}, failures={})
+            else dict(dtype='', dim=1, length=1, backward=False, chosen='', times={}, failures={})
         )
         raise gpu_timing.GpuLost('bad', 'illegal address')
 
@@ -156,19 +157,30 @@ def test_a_row_without_figures_is_printed(capsys):
 
 
 def test_other_cuts_are_printed_and_one_may_fail(monkeypatch, capsys):
+    """A pass is cut as told, and the other one into as many chunks."""
+    plan, chosen = benchmark_gpu.cuda_plan, Cut(lanes=8, warps=3, chunks=1)
+
     def timed(run):
-        if benchmark_gpu.cuda_plan.count_chunks(1, 1, 1) == 2:
+        cuts = [plan.choose_cut('sizes', 'device', which) for which in (False, True)]
+        seen.append(tuple(cuts))
+        if cuts[0] == Cut(8, 1, 2):
             raise RuntimeError('does not fit')
         return 1e-3
 
+    seen = []
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
     monkeypatch.setattr(benchmark_gpu, 'median_per_call', timed)
-    monkeypatch.setattr(benchmark_gpu.cuda_plan, 'constant', lambda name: 64)
+    monkeypatch.setattr(plan, 'choose_cut', lambda *given: chosen)
     make = partial(gpu_candidates.scan_tensors, device='cpu')
     monkeypatch.setattr(benchmark_gpu, 'scan_tensors', make)
-    row, _ = benchmark_gpu.sweep(arguments(), 8, 128, 'float32')
-    benchmark_gpu.print_sweep(row)
+    forward, backward = benchmark_gpu.sweep(arguments(), 8, 256, 'float32')
+    for row in (forward, backward):
+        benchmark_gpu.print_sweep(row)
     out = capsys.readouterr().out
-    assert '1.000 ms as chosen' in out
-    assert '1 x 2 1.000' in out
-    assert '2 x 1: RuntimeError: does not fit' in out
+    assert '1.000 ms as chosen, 8 x 3 x 1' in out
+    assert '4 x 2 x 1 1.000' in out
+    assert '8 x 1 x 2: RuntimeError: does not fit' in out
+    assert len(forward['failures']) == 1 and not backward['failures']
+    assert seen.count((chosen, chosen)) == 2
+    assert (Cut(4, 8, 2), chosen._replace(chunks=2)) in seen
+    assert (chosen._replace(chunks=2), Cut(4, 8, 2)) in seen
