@@ -4,7 +4,7 @@
 #   ops/measure_gpu.sh [--out DIR] [--library FILE] [--jobs N] STAGE[=SECONDS]...
 #
 #   build     compile for the GPU here (nvcc), or with --library take what ops/build_cuda.py made elsewhere
-#   check     report of all backends, then the tests of backend cuda
+#   check     report of all backends, then the tests of their self-check and of backend cuda
 #   scan      ops/benchmark_gpu.py of backend cuda, beside mamba_ssm where it is there
 #   mixer     the same for the whole block
 #   models    tools/benchmark.py: Vim beside DeiT (ops/README.md says what it needs beyond torch)
@@ -24,6 +24,9 @@ cd "$(dirname "$0")/.." || exit
 python=${PYTHON:-python3} out=${OUT_DIR:-work_dirs/gpu} library='' jobs=$(nproc)
 ((jobs <= 6)) || jobs=6 # each has a context on the GPU
 export PYTHONPATH=$PWD:$PWD/ops:$PWD/build/mamba_ssm${PYTHONPATH:+:$PYTHONPATH}
+# A backend that is wrong has to show here, in figures and in tests, instead of being refused. That
+# the refusal works has tests of its own, in the stage `check`.
+export MMVIM_OPS_SELF_CHECK=0
 stages=(build check scan mixer models train sanitize sweep triton)
 declare -A seconds=([build]=90 [check]=150 [scan]=90 [mixer]=60 [models]=240 [train]=90 [sanitize]=120
   [sweep]=60 [triton]=240)
@@ -103,6 +106,8 @@ raise SystemExit(reason and f"backend cuda: {reason}")'
 }
 stage_check() {
   run report "$python" -m mmvim_ops || unset 'failed[-1]' # other backends have their own stages
+  run self-check env MMVIM_OPS_SELF_CHECK=1 "$python" -m pytest -v -rf --tb=short -p no:cacheprovider \
+    tests/ops/backends/test_self_check.py
   tests 'not triton'
 }
 stage_scan() { theirs && scans scan cuda; }

@@ -1,6 +1,7 @@
 """ops/measure_gpu.sh with a stand-in for Python, which writes down how it is called."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / 'ops/measure_gpu.sh'
 FAKE_PYTHON = r"""#!/usr/bin/env bash
-echo "$*" >>"$CALLS"
+echo "self-check=$MMVIM_OPS_SELF_CHECK $*" >>"$CALLS"
 [[ -z $SLOW || $* != *$SLOW* ]] || exec sleep 30
 [[ -z $FAILING || $* != *$FAILING* ]] || { echo 'something is wrong' && exit 3; }
 """
@@ -76,6 +77,16 @@ def test_all_stages_run_in_order_after_failures(checkout):
     calls = checkout.calls.read_text()
     assert calls.index('-m not triton tests/ops/gpu') < calls.index('-m triton tests/ops/gpu')
     assert f'--json {checkout.out}/scan.json --backends cuda' in calls
+
+
+def test_backends_check_themselves_in_the_tests_of_that_only(checkout):
+    """What is wrong then shows in tests and figures, where it would be refused before."""
+    checkout.measure('all', MMVIM_OPS_SELF_CHECK='1')
+    calls = re.findall('^self-check=(.*)', checkout.calls.read_text(), re.MULTILINE)
+    checked = [call for call in calls if not call.startswith('0 ')]
+    assert [call.split()[-1] for call in checked] == ['tests/ops/backends/test_self_check.py']
+    assert checked[0].startswith('1 ')
+    assert len(calls) > 10
 
 
 def test_a_stage_ends_when_its_time_is_over(checkout):
