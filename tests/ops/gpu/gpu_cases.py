@@ -68,6 +68,14 @@ def size(on_gpu, emulated):
     return emulated if EMULATED else on_gpu
 
 
+def skip_if_too_large(states: int, directions: int, lanes: int, warps: int) -> None:
+    """Blocks of backend 'cuda' that the GPU here has not enough shared memory for."""
+    used = cuda_library.library(DEVICE).mmvim_shared_bytes(states, lanes, warps, directions, True)
+    there = cuda_library.limits(torch.device(DEVICE))[1]
+    if used > there:
+        pytest.skip(f'a block would have {used} bytes of shared memory, the GPU allows {there}')
+
+
 def to_device(x):
     """Strides stay where a tensor fills its memory; other layouts are made on the device."""
     return map_tensors(lambda t: t.detach().to(DEVICE), x)
