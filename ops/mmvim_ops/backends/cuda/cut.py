@@ -75,13 +75,16 @@ def cost(cut: Cut, sizes: Sizes, device: Device, backward: bool) -> float:
 
 
 def candidates(
-    sizes: Sizes, device: Device, shared_bytes: Callable[[int, int], int], most_threads: int
+    sizes: Sizes,
+    device: Device,
+    shared_bytes: Callable[[int, int], int],
+    most_threads: Callable[[int], int],
 ) -> Iterator[Cut]:
     segments = math.ceil(sizes.length / SEGMENT)
     for lanes in lanes_for(sizes.states):
         for warps in (1, 2, 3, 4, 6, 8):
             needed = math.ceil(sizes.per_group / (32 // lanes))  # warps for all channels
-            if warps > max(1, needed) or warps * sizes.directions * 32 > most_threads:
+            if warps > max(1, needed) or warps * sizes.directions * 32 > most_threads(lanes):
                 continue
             if shared_bytes(lanes, warps) > device.shared_bytes:
                 continue

@@ -60,7 +60,10 @@ def choose_cut(sizes: Sizes, device: torch.device, backward: bool) -> Cut:
         return compiled.mmvim_shared_bytes(sizes.states, lanes, warps, sizes.directions, backward)
 
     here = Device(*limits(device))
-    most_threads = compiled.mmvim_most_threads(sizes.states, backward)
+
+    def most_threads(lanes: int) -> int:
+        return compiled.mmvim_most_threads(sizes.states, lanes, backward)
+
     possible = candidates(sizes, here, shared_bytes, most_threads)
     return min(possible, key=lambda cut: cost(cut, sizes, here, backward))
 
