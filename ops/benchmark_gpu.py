@@ -152,7 +152,7 @@ def sweep(args: argparse.Namespace, dim: int, length: int, dtype: str) -> Iterat
             scan(*inputs)
 
     counts = [n for n in chunk_counts(length) if n in (1, 2, 4, 8, 16, 32)]
-    cuts = [Cut(*each) for each in product(lanes_for(args.states), (1, 2, 4, 8), counts)]
+    cuts = [Cut(*each) for each in product(lanes_for(args.states), (1, 2, 4, 6), counts)]
     sizes = Sizes(2, args.batch, 1, dim, length, args.states)
     for backward, run in ((False, forward), (True, partial(both, scan, inputs, grad))):
         times: dict[str, float] = {}

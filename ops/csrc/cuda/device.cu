@@ -35,8 +35,8 @@ MMVIM_API int64_t mmvim_channels_per_warp(int64_t states, int64_t lanes) {
   return with_shape(states, lanes, [](auto shape) { return int64_t(shape.kChannels); });
 }
 
-MMVIM_API int64_t mmvim_most_threads(int64_t states, int64_t backward) {
-  return with_shape(states, 8, [&](auto shape) {
+MMVIM_API int64_t mmvim_most_threads(int64_t states, int64_t lanes, int64_t backward) {
+  return with_shape(states, lanes, [&](auto shape) {
     return backward ? int64_t(kBackwardThreads<decltype(shape)>) : int64_t(kForwardThreads);
   });
 }

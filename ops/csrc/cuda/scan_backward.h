@@ -16,61 +16,63 @@ namespace mmvim {
 
 constexpr int kTiles = kSegment / kSteps;
 
-// As Element, with the gradient of y.
+// As Element, with the gradients of y and, but for the factor y, of z.
 struct alignas(16) GradElement {
-  float delta, value, g, unused;
+  float delta, value, g, by_z;
 };
 
+// Shared memory of one direction: what the steps of a segment need, all of it at once or, with many
+// states, a tile at a time.
 template <class Shape> struct BackwardMemory {
-  static constexpr int kMatrix = kSteps * Shape::kPitch, kBuffers = Shape::kBuffers;
-  static constexpr int kElements = kSteps * Shape::kChannels;                  // of a warp
+  static constexpr bool kWhole = Shape::kStates <= 16;
+  static constexpr int kKept = kWhole ? kSegment : kSteps;     // steps
+  static constexpr int kMatrix = kKept * Shape::kPitch;
+  static constexpr int kElements = kKept * Shape::kChannels;                   // of a warp
   static constexpr int kStarts = kSegment / Shape::kHold * Shape::S * 32;
   static constexpr int kSumsPitch = 2 * Shape::kStates + 8;    // neighbours in different banks
   static constexpr int kSums = kSteps * kSumsPitch;
-  float* matrices;           // (buffers, 2, steps, pitch)
-  GradElement* elements;     // of this warp: (buffers, steps, channels)
-  float* starts;             // of this warp: (holds of a segment, S, lanes)
-  float* sums;               // of all warps: (warps, steps, pitch)
+  float *B, *C;              // (steps, pitch)
+  GradElement* elements;     // of this lane's channel: (steps, channels)
+  float* starts;             // of this warp: (holds, lanes, S)
+  float* sums;               // of all warps: (warps, steps of a tile, pitch)
 
   __device__ BackwardMemory(const Place<Shape>& place, float4* memory) {
     const int warps = place.threads / 32;
-    matrices = reinterpret_cast<float*>(memory) + place.direction * floats(warps);
-    auto all = reinterpret_cast<GradElement*>(matrices + kBuffers * 2 * kMatrix);
-    elements = all + place.warp * kBuffers * kElements;
-    starts = reinterpret_cast<float*>(all + warps * kBuffers * kElements);
+    B = reinterpret_cast<float*>(memory) + place.direction * floats(warps);
+    C = B + kMatrix;
+    auto all = reinterpret_cast<GradElement*>(C + kMatrix);
+    elements = all + place.warp * kElements + place.row;
+    starts = reinterpret_cast<float*>(all + warps * kElements);
     sums = starts + warps * kStarts;
     starts += place.warp * kStarts;
   }
-  __device__ float* matrix(int buffer, int which) const {
-    return matrices + (buffer * 2 + which) * kMatrix;
-  }
-  __device__ GradElement* tile(int buffer) const { return elements + buffer * kElements; }
-
   __host__ __device__ static int floats(int64_t warps) {
-    return kBuffers * 2 * kMatrix + int(warps) * (4 * kBuffers * kElements + kStarts + kSums);
+    return 2 * kMatrix + int(warps) * (4 * kElements + kStarts + kSums);
   }
 };
 
-// Sum values over the lanes of a warp that have different channels. What is left in x[0 … kCount /
-// kChannels) belongs to the values from the returned index on.
-template <class Shape, int kCount>
-__device__ __forceinline__ int sum_rows(float (&x)[kCount], int lane) {
-  static_assert(kCount % Shape::kChannels == 0, "");
-  int index = 0;
+// Sum kCount values over the lanes of a warp that have different channels: those of a bit of the
+// lane's number, then of the lower ones down to P. What is left in x[0 … kCount / kChannels) belongs
+// to the values from the returned index on.
+template <int P, int kMask, int kCount>
+__device__ __forceinline__ int sum_rows(float* x, int lane) {
+  if constexpr (kMask < P) {
+    return 0;
+  } else {
+    constexpr int kHalf = kCount / 2;
+    const bool upper = lane & kMask;
 #pragma unroll
-  for (int mask = 16, count = kCount / 2; mask >= Shape::P; mask /= 2, count /= 2) {
-    bool upper = lane & mask;
-#pragma unroll
-    for (int i = 0; i < count; i++) {
-      float keep = upper ? x[i + count] : x[i], send = upper ? x[i] : x[i + count];
-      x[i] = keep + shuffle_xor(send, mask);
+    for (int i = 0; i < kHalf; i++) {
+      float keep = upper ? x[i + kHalf] : x[i], send = upper ? x[i] : x[i + kHalf];
+      x[i] = keep + shuffle_xor(send, kMask);
     }
-    index += upper ? count : 0;
+    return (upper ? kHalf : 0) + sum_rows<P, kMask / 2, kHalf>(x, lane);
   }
-  return index;
 }
 
-template <class Shape> constexpr int kBackwardThreads = Shape::kStates > 16 ? 128 : 384;
+// Of a block, at most: what the registers suffice for.
+template <class Shape>
+constexpr int kBackwardThreads = Shape::kStates > 16 ? 128 : Shape::S > 2 ? 256 : 384;
 
 template <class T, class Shape, bool kConstant>
 __global__ void __launch_bounds__(kBackwardThreads<Shape>)
@@ -85,97 +87,114 @@ scan_backward(const __grid_constant__ Scan scan) {
   const int tiles = (place.length + kSteps - 1) / kSteps;
   const float scale = float(scan.scale);
   const Memory shared(place, memory);
-  MatrixLoader<T, Shape, false> matrix_B(direction.B, place, states),
+  MatrixLoader<T, Shape, kConstant> matrix_B(direction.B, place, states),
       matrix_C(direction.C, place, states);
   Coefficients<T, Shape, kConstant> B(direction.B), C(direction.C);
   T raw_u[kOwn], raw_delta[kOwn], raw_g[kOwn], raw_z[kOwn];
-  float A[S], X[S], h[S], grad_A[S];
+  float A[S], X[S], h[S], grad_A[S], bias, skip;
   float grad_B[S], grad_C[S];     // of constant ones
-  int buffer = 0;
 
-  auto fetch = [&](int i, bool retreating) {
+  auto fetch = [&](int i) {
     const int steps = place.steps(i);
     matrix_B.fetch(i, steps);
-    if (retreating) matrix_C.fetch(i, steps);
-    Own<const T, Shape>(direction.u, place).load(i, raw_u);
-    Own<const T, Shape>(direction.delta, place).load(i, raw_delta);
-    if (retreating) Own<const T, Shape>(scan.grad_out, place).load(i, raw_g);
-    if (retreating && gated) Own<const T, Shape>(scan.z, place).load(i, raw_z);
+    matrix_C.fetch(i, steps);
+    Own<const T, Shape>(direction.u, place, i).load(place, steps, raw_u);
+    Own<const T, Shape>(direction.delta, place, i).load(place, steps, raw_delta);
+    Own<const T, Shape>(scan.grad_out, place, i).load(place, steps, raw_g);
+    if (gated) Own<const T, Shape>(scan.z, place, i).load(place, steps, raw_z);
   };
-  // Everybody has read what was in the buffer that is written next.
-  auto next_buffer = [&] {
-    if (Shape::kBuffers == 1) __syncthreads();
-    else buffer ^= 1;
+  auto place_of = [](int k) { return Memory::kWhole ? k * kSteps : 0; };   // of tile k of a segment
+  auto element_of = [&](int k, int j) -> GradElement& {
+    return shared.elements[(place_of(k) + place.own(j)) * Shape::kChannels];
   };
-  auto put = [&](int j, float delta, float value, float g) {
-    if (Shape::P > kSteps && place.part >= kSteps) return;
-    shared.tile(buffer)[place.own(j) * Shape::kChannels + place.row] = {delta, value, g, 0};
-  };
-  auto start = [&](int step_of_segment, int s) -> float& {
-    return shared.starts[(step_of_segment / kHold * S + s) * 32 + place.lane];
+  auto start = [&](int step_of_segment) {
+    return shared.starts + (step_of_segment / kHold * 32 + place.lane) * S;
   };
   // The gradient of B_t (0) or C_t (1) of kHold steps over the channels of a warp.
   auto write_sums = [&](int from, int which, float (&values)[kHold * S]) {
-    const int index = sum_rows<Shape>(values, place.lane);
-    float* to = shared.sums + place.warp * Memory::kSums + which * Shape::kStates + place.part * S;
+    constexpr int kLeft = kHold * S / Shape::kChannels, kRun = kLeft < S ? kLeft : S;
+    const int index = sum_rows<Shape::P, 16, kHold * S>(values, place.lane);
+    float* to = shared.sums + place.warp * Memory::kSums + (from + index / S) * Memory::kSumsPitch
+        + which * Shape::kStates + place.part * S + index % S;
 #pragma unroll
-    for (int i = 0; i < kHold * S / Shape::kChannels; i++) {
-      const int k = (index + i) / S, s = (index + i) % S;
-      to[(from + k) * Memory::kSumsPitch + s] = values[i];
-    }
+    for (int i = 0; i < kLeft; i += kRun)
+      copy_words<kRun>(to + i / S * Memory::kSumsPitch, values + i);
   };
 
-  // The states of a tile again, from h on.
-  auto record = [&](int i_of_segment) {
-    const GradElement* elements = shared.tile(buffer);
-    const float* tile_B = shared.matrix(buffer, 0);
+  // What has been fetched, as tile k of the segment.
+  auto store = [&](int k, int i) {
+    const int steps = place.steps(i);
+    if (!Memory::kWhole) __syncthreads();     // everybody has read the last tile
+    matrix_B.store(i, steps, shared.B + place_of(k) * Shape::kPitch);
+    matrix_C.store(i, steps, shared.C + place_of(k) * Shape::kPitch);
 #pragma unroll
-    for (int t = 0; t < kSteps; t++) {
-      if (t % kHold == 0)
+    for (int j = 0; j < kOwn; j++) {
+      if (Shape::P > kSteps && place.part >= kSteps) break;
+      float delta = step_size(to_float(raw_delta[j]) + bias, scan.softplus);
+      delta = place.own(j) < steps ? delta : 0.f;
+      float g = place.exists ? to_float(raw_g[j]) * scale : 0.f, by_z = 0;
+      if (gated) {
+        const float z = to_float(raw_z[j]), s = sigmoid(z);
+        by_z = g * s * fmaf(z, 1 - s, 1.f), g *= z * s;
+      }
+      element_of(k, j) = {delta, delta * to_float(raw_u[j]), g, by_z};
+    }
+    __syncthreads();
+  };
+  // The states of tile k of the segment again, from h on.
+  auto record = [&](int k) {
+    Transition<Shape> current, next;
+    current.prepare(B, shared.B, shared.elements, place_of(k), place.part, A);
 #pragma unroll
-        for (int s = 0; s < S; s++) start(i_of_segment * kSteps + t, s) = h[s];
-      const GradElement element = elements[t * Shape::kChannels + place.row];
-      alignas(16) float b[S];
-      B.at(tile_B, t, place.part, b);
+    for (int from = 0; from < kSteps; from += kQuad) {
+      if (from + kQuad < kSteps)
+        next.prepare(B, shared.B, shared.elements, place_of(k) + from + kQuad, place.part, A);
+      if (from % kHold == 0) copy_words<S>(start(k * kSteps + from), h);
 #pragma unroll
-      for (int s = 0; s < S; s++)
-        h[s] = fmaf(exp2(element.delta * A[s]), h[s], element.value * b[s]);
+      for (int t = 0; t < kQuad; t++)
+#pragma unroll
+        for (int s = 0; s < S; s++) h[s] = fmaf(current.decay[t][s], h[s], current.input[t][s]);
+      current = next;
     }
   };
-  // kHold steps from `from` on of a tile: there with the states, back with the adjoint. What
-  // belongs to elements goes to their owners.
-  auto retreat = [&](int i_of_segment, int from, float (&y)[kOwn], float (&by_value)[kOwn],
+  // kHold steps from `from` on of a tile: there with the states, back with the adjoint. What belongs
+  // to elements goes to their owners.
+  auto retreat = [&](int tile, int from, float (&y)[kOwn], float (&by_value)[kOwn],
                      float (&by_delta)[kOwn]) {
-    const GradElement* elements = shared.tile(buffer);
-    const float *tile_B = shared.matrix(buffer, 0), *tile_C = shared.matrix(buffer, 1);
+    const int first = place_of(tile) + from;
     float before[kHold][S], decay[kHold][S], products[kHold * S], sums[kQuad], others[kQuad];
-#pragma unroll
-    for (int s = 0; s < S; s++) h[s] = start(i_of_segment * kSteps + from, s);
+    alignas(16) float at[S];
+    copy_words<S>(at, start(tile * kSteps + from));
 #pragma unroll
     for (int k = 0; k < kHold; k++) {
-      const GradElement element = elements[(from + k) * Shape::kChannels + place.row];
+      const float delta = shared.elements[(first + k) * Shape::kChannels].delta;
+#pragma unroll
+      for (int s = 0; s < S; s++) decay[k][s] = exp2(delta * A[s]);
+    }
+#pragma unroll
+    for (int k = 0; k < kHold; k++) {
+      const GradElement element = shared.elements[(first + k) * Shape::kChannels];
       alignas(16) float b[S], c[S];
-      B.at(tile_B, from + k, place.part, b);
-      C.at(tile_C, from + k, place.part, c);
+      B.at(shared.B, first + k, place.part, b);
+      C.at(shared.C, first + k, place.part, c);
       sums[k % kQuad] = 0;
 #pragma unroll
       for (int s = 0; s < S; s++) {
-        before[k][s] = h[s];
-        decay[k][s] = exp2(element.delta * A[s]);
-        h[s] = fmaf(decay[k][s], h[s], element.value * b[s]);
-        sums[k % kQuad] = fmaf(h[s], c[s], sums[k % kQuad]);
-        products[k * S + s] = h[s] * element.g;
-        if constexpr (kConstant) grad_C[s] = fmaf(h[s], element.g, grad_C[s]);
+        before[k][s] = at[s];
+        at[s] = fmaf(decay[k][s], at[s], element.value * b[s]);
+        sums[k % kQuad] = fmaf(at[s], c[s], sums[k % kQuad]);
+        products[k * S + s] = at[s] * element.g;
+        if constexpr (kConstant) grad_C[s] = fmaf(at[s], element.g, grad_C[s]);
       }
       if (k % kQuad == kQuad - 1 && gated) sum_to_owners(sums, place, from + k + 1 - kQuad, y);
     }
     if (!kConstant || direction.C.varying) write_sums(from, 1, products);
 #pragma unroll
     for (int k = kHold - 1; k >= 0; k--) {
-      const GradElement element = elements[(from + k) * Shape::kChannels + place.row];
+      const GradElement element = shared.elements[(first + k) * Shape::kChannels];
       alignas(16) float b[S], c[S];
-      B.at(tile_B, from + k, place.part, b);
-      C.at(tile_C, from + k, place.part, c);
+      B.at(shared.B, first + k, place.part, b);
+      C.at(shared.C, first + k, place.part, c);
       sums[k % kQuad] = others[k % kQuad] = 0;
 #pragma unroll
       for (int s = 0; s < S; s++) {
@@ -195,29 +214,39 @@ scan_backward(const __grid_constant__ Scan scan) {
     }
     if (!kConstant || direction.B.varying) write_sums(from, 0, products);
   };
-  // Sums over the channels of the block for B and C; the next block of channels adds to them.
-  auto write_matrix = [&](const Matrix& m, float* to, int i, int which) {
-    if (!m.varying) return;
-    const int64_t row = (opaque(place.batch) * scan.groups + place.group) * scan.splits + split;
-    const bool add = place.member > split * place.width;
-    to += (row * scan.length + place.time(i * kSteps)) * states;
+  // Sums over the channels of the block for B and C of tile i; the next block of channels adds to
+  // them. A thread has four states of B or C.
+  auto write_matrices = [&](int i, bool add) {
+    constexpr int kFour = 4, kPieces = Shape::kStates / kFour;
+    const int64_t row = (place.batch * scan.groups + place.group) * scan.splits + split;
     const int warps = place.threads / 32, steps = place.steps(i);
-    for (int e = place.thread; e < steps * Shape::kStates; e += place.threads) {
-      int t = e / Shape::kStates, n = e % Shape::kStates;
-      if (n >= states) continue;
+    for (int k = place.thread; k < steps * 2 * kPieces; k += place.threads) {
+      const int t = k / (2 * kPieces), which = k / kPieces % 2, n = k % kPieces * kFour;
+      if (kConstant && !(which == 0 ? direction.B : direction.C).varying) continue;
       const float* from = shared.sums + t * Memory::kSumsPitch + which * Shape::kStates + n;
-      float sum = 0;
-      for (int w = 0; w < warps; w++) sum += from[w * Memory::kSums];
-      int64_t at = place.step * t * states + n;
-      to[at] = add ? to[at] + sum : sum;
+      alignas(16) float sum[kFour], more[kFour];
+      copy_words<kFour>(sum, from);
+      for (int w = 1; w < warps; w++) {
+        copy_words<kFour>(more, from + w * Memory::kSums);
+#pragma unroll
+        for (int e = 0; e < kFour; e++) sum[e] += more[e];
+      }
+      float* to = (which == 0 ? direction.grad_B : direction.grad_C)
+          + (row * scan.length + place.time(i * kSteps + t)) * states + n;
+      if (states == Shape::kStates && !add) {
+        copy_words<kFour>(to, sum);
+        continue;
+      }
+#pragma unroll
+      for (int e = 0; e < kFour; e++)
+        if (n + e < states) to[e] = add ? to[e] + sum[e] : sum[e];
     }
   };
 
   const int blocks = int(blocks_per_group(scan, place.width));
   for (int block = split; block < blocks; block += int(scan.splits)) {
     place.choose(scan, block);
-    const float bias = load_channel(place, direction.delta_bias);
-    const float skip = load_channel(place, direction.D);
+    bias = load_channel(place, direction.delta_bias), skip = load_channel(place, direction.D);
     float sum_D = 0, sum_bias = 0;
     load_A(scan, place, A);
     B.choose(direction.B, place, states);
@@ -231,52 +260,26 @@ scan_backward(const __grid_constant__ Scan scan) {
 #pragma unroll
     for (int s = 0; s < S; s++) grad_A[s] = grad_B[s] = grad_C[s] = 0;
 
-    const int last_segment = (tiles - 1) / kTiles * kTiles;     // its first tile
-    fetch(last_segment, false);
-    for (int base = last_segment; base >= 0; base -= kTiles) {
+    fetch((tiles - 1) / kTiles * kTiles);
+    for (int base = (tiles - 1) / kTiles * kTiles; base >= 0; base -= kTiles) {
       const int count = tiles - base < kTiles ? tiles - base : kTiles;
       const int64_t segments = (scan.length + kSegment - 1) / kSegment;
       const int64_t segment = (place.chunk * scan.chunk_length + base * kSteps) / kSegment;
       load_states(scan, place, direction.checkpoints, place.batch * segments + segment, h);
       for (int k = 0; k < count; k++) {
-        const int i = base + k, steps = place.steps(i);
-        next_buffer();
-        matrix_B.store(i, steps, shared.matrix(buffer, 0));
-#pragma unroll
-        for (int j = 0; j < kOwn; j++) {
-          const float raw = to_float(raw_delta[j]) + bias;
-          const float delta = place.owns(j, steps) ? step_size(raw, scan.softplus) : 0.f;
-          put(j, delta, delta * to_float(raw_u[j]), 0);
-        }
-        __syncthreads();
-        if (k + 1 < count) fetch(i + 1, false);
-        else fetch(i, true);
+        const int i = base + k;
+        store(k, i);
+        if (k + 1 < count) fetch(i + 1);
         record(k);
       }
       for (int k = count - 1; k >= 0; k--) {
         const int i = base + k, steps = place.steps(i);
-        next_buffer();
-        matrix_B.store(i, steps, shared.matrix(buffer, 0));
-        matrix_C.store(i, steps, shared.matrix(buffer, 1));
-        float u[kOwn], delta[kOwn], slope[kOwn], g[kOwn], by_z[kOwn], y[kOwn];
-#pragma unroll
-        for (int j = 0; j < kOwn; j++) {
-          const float raw = to_float(raw_delta[j]) + bias;
-          u[j] = to_float(raw_u[j]);
-          delta[j] = place.owns(j, steps) ? step_size(raw, scan.softplus) : 0.f;
-          slope[j] = scan.softplus ? sigmoid(raw) : 1.f;
-          g[j] = to_float(raw_g[j]) * scale;
-          if (gated) {
-            const float z = to_float(raw_z[j]), s = sigmoid(z);
-            by_z[j] = g[j] * s * fmaf(z, 1 - s, 1.f);
-            g[j] *= z * s;
-          }
-          put(j, delta[j], delta[j] * u[j], g[j]);
-        }
-        __syncthreads();
-        if (k > 0) fetch(i - 1, true);
-        else if (base > 0) fetch(base - kTiles, false);
-        float by_value[kOwn], by_delta[kOwn];
+        if (!Memory::kWhole && k + 1 < count) fetch(i), store(k, i);
+        T u_again[kOwn], delta_again[kOwn];
+        Own<const T, Shape>(direction.u, place, i).load(place, steps, u_again);
+        Own<const T, Shape>(direction.delta, place, i).load(place, steps, delta_again);
+        if (k == 0 && base > 0) fetch(base - kTiles);
+        float y[kOwn], by_value[kOwn], by_delta[kOwn];
 #pragma unroll
         for (int j = 0; j < kOwn; j++) y[j] = by_value[j] = by_delta[j] = 0;
 #pragma unroll
@@ -285,35 +288,44 @@ scan_backward(const __grid_constant__ Scan scan) {
 
         const ArrivalOrder order(place.length, i, true);
         const Arrival arrival = two ? order.all(steps) : Arrival::kSecond;
-        const Own<float, Shape> all_partial(scan.partial, place);
-        auto is_first = [&](int j) {
-          return arrival == Arrival::kMixed ? order.is_first(place.own(j), place.direction)
-                                            : arrival == Arrival::kFirst;
-        };
+        const int own = place.exists ? steps : 0;
+        float grad_u[kOwn];
 #pragma unroll
         for (int j = 0; j < kOwn; j++) {
-          if (!place.owns(j, steps)) continue;
-          const float grad_delta = fmaf(by_value[j], u[j], by_delta[j] * kLn2) * slope[j];
-          assign(Own<T, Shape>(direction.grad_delta, place).at(i, j), grad_delta);
-          sum_bias += grad_delta;
-          sum_D = fmaf(g[j], u[j], sum_D);
-          assign(Own<T, Shape>(direction.grad_u, place).at(i, j),
-                 fmaf(by_value[j], delta[j], skip * g[j]));
-          if (!gated) continue;
-          if (direction.D != nullptr) y[j] = fmaf(skip, u[j], y[j]);
-          if (is_first(j)) all_partial.at(i, j) = y[j];
+          grad_u[j] = 0;
+          if (Shape::P > kSteps && place.part >= kSteps) break;
+          const GradElement element = element_of(k, j);
+          const float u = to_float(u_again[j]);
+          const float slope = sigmoid(to_float(delta_again[j]) + bias);
+          by_delta[j] = fmaf(by_value[j], u, by_delta[j] * kLn2) * (scan.softplus ? slope : 1.f);
+          by_delta[j] = place.own(j) < steps ? by_delta[j] : 0.f;
+          grad_u[j] = fmaf(by_value[j], element.delta, skip * element.g);
+          sum_bias += by_delta[j], sum_D = fmaf(element.g, u, sum_D);
+          if (direction.D != nullptr) y[j] = fmaf(skip, u, y[j]);
         }
+        Own<T, Shape>(direction.grad_delta, place, i).store(place, steps, by_delta);
+        Own<T, Shape>(direction.grad_u, place, i).store(place, steps, grad_u);
+        if (gated && arrival == Arrival::kFirst)
+          Own<float, Shape>(scan.partial, place, i).store(place, steps, y);
+        auto is_first = [&](int j) { return order.is_first(place.own(j), place.direction); };
+        if (gated && arrival == Arrival::kMixed)
+          Own<float, Shape>(scan.partial, place, i).each(place, own, [&](int j, float& at) {
+            if (is_first(j)) at = y[j];
+          });
         __syncthreads();     // the sums of all warps and the y of both directions are there
-        if (gated) {
+        if (gated && arrival != Arrival::kFirst) {
+          float other[kOwn];
+          if (two) Own<float, Shape>(scan.partial, place, i).load(place, steps, other);
 #pragma unroll
           for (int j = 0; j < kOwn; j++) {
-            if (!place.owns(j, steps) || is_first(j)) continue;
-            if (two) y[j] += all_partial.at(i, j);
-            assign(Own<T, Shape>(scan.grad_z, place).at(i, j), y[j] * by_z[j]);
+            if (Shape::P > kSteps && place.part >= kSteps) break;
+            y[j] = (two ? y[j] + other[j] : y[j]) * element_of(k, j).by_z;
           }
+          Own<T, Shape> all(scan.grad_z, place, i);
+          if (arrival == Arrival::kSecond) all.store(place, steps, y);
+          else all.each(place, own, [&](int j, T& at) { if (!is_first(j)) assign(at, y[j]); });
         }
-        write_matrix(direction.B, direction.grad_B, i, 0);
-        write_matrix(direction.C, direction.grad_C, i, 1);
+        write_matrices(i, block > split);
       }
     }
     store_states(scan, place, direction.grad_A, place.line, grad_A);

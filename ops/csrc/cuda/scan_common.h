@@ -22,7 +22,6 @@ template <int P_, int S_> struct Shape {
   static constexpr int kPitch = kStates + 4;           // of a step of B or C, 16-byte aligned
   static constexpr int kOwn = P < kSteps ? kSteps / P : 1;    // elements of a tile that a lane owns
   static constexpr int kHold = S > 2 ? 4 : 8;          // steps whose states backward holds at once
-  static constexpr int kBuffers = kStates > 64 ? 1 : 2;       // backward: of a tile
 };
 
 __host__ __device__ inline int64_t blocks_per_group(const Scan& scan, int64_t width) {
@@ -37,7 +36,7 @@ template <class Shape> struct Place {
   int split;
   int member;                    // first channel of the block, within its group
   int channel;                   // of this lane
-  bool exists;                   // whether there is such a channel
+  bool exists;                   // else the lane reads the last one's, and writes nothing
   int64_t begin;                 // time of the first step of the scan
   int step;                      // +1 or -1
   int length;                    // of the chunk
@@ -65,8 +64,8 @@ template <class Shape> struct Place {
     int per_group = int(scan.channels / scan.groups);
     member = block * width;
     int of_group = member + warp * Shape::kChannels + row;
-    channel = group * per_group + of_group;
     exists = of_group < per_group;
+    channel = group * per_group + (exists ? of_group : per_group - 1);
   }
 
   __device__ int64_t time(int step_of_chunk) const { return begin + step * step_of_chunk; }
@@ -81,28 +80,37 @@ template <class Shape> struct Place {
   __device__ bool owns(int j, int steps) const { return exists && own(j) < steps; }
 };
 
-// The elements of a sequence that a lane owns.
+// The elements of a sequence that a lane owns, of one tile after another.
 template <class T, class Shape> struct Own {
-  const Place<Shape>& place;
-  T* line;             // of this lane's channel
-  int64_t apart;       // between two times
+  T* at;             // the first one of the current tile
+  int64_t apart;     // between two of them, and from the last one to the next tile
 
-  __device__ __forceinline__ Own(const Sequence& x, const Place<Shape>& place)
-      : place(place),
-        line(static_cast<T*>(x.data) + place.batch * x.batch + place.channel * x.channel),
-        apart(x.time) {}
-
-  __device__ __forceinline__ T& at(int tile, int j) const {
-    return line[place.time(tile * kSteps + place.own(j)) * apart];
+  __device__ __forceinline__ Own(const Sequence& x, const Place<Shape>& place, int tile = 0)
+      : apart(kSteps / Shape::kOwn * place.step * x.time) {
+    at = static_cast<T*>(x.data) + place.batch * x.batch + place.channel * x.channel
+        + place.time(tile * kSteps + place.part) * x.time;
   }
-  // Those of a tile; zero where there is none.
-  template <class V> __device__ __forceinline__ void load(int tile, V (&to)[Shape::kOwn]) const {
-    const int steps = place.steps(tile);
+  __device__ __forceinline__ void move(int tiles) { at += tiles * Shape::kOwn * apart; }
+
+  // f(j, element) for those of a tile of so many steps; moves on to the next one.
+  template <class F>
+  __device__ __forceinline__ void each(const Place<Shape>& place, int steps, F f) {
 #pragma unroll
-    for (int j = 0; j < Shape::kOwn; j++) {
-      assign(to[j], 0.f);
-      if (place.owns(j, steps)) to[j] = at(tile, j);
-    }
+    for (int j = 0; j < Shape::kOwn; j++, at += apart)
+      if (place.own(j) < steps) f(j, *at);
+  }
+  // Zero where there is none.
+  template <class V>
+  __device__ __forceinline__ void load(const Place<Shape>& place, int steps,
+                                       V (&to)[Shape::kOwn]) {
+#pragma unroll
+    for (int j = 0; j < Shape::kOwn; j++) assign(to[j], 0.f);
+    each(place, steps, [&](int j, T& x) { to[j] = x; });
+  }
+  // Only where the channel exists.
+  __device__ __forceinline__ void store(const Place<Shape>& place, int steps,
+                                        const float (&from)[Shape::kOwn]) {
+    each(place, place.exists ? steps : 0, [&](int j, T& x) { assign(x, from[j]); });
   }
 };
 
@@ -167,10 +175,10 @@ __device__ __forceinline__ void load_A(const Scan& scan, const Place<Shape>& pla
   });
 }
 
-// Of a vector of the arguments, this lane's channel; zero where there is none.
+// Of a vector of the arguments, this lane's channel; zero where it is missing.
 template <class Shape>
 __device__ __forceinline__ float load_channel(const Place<Shape>& place, const float* from) {
-  return from != nullptr && place.exists ? from[place.channel] : 0.f;
+  return from != nullptr ? from[place.channel] : 0.f;
 }
 
 // Into and out of (lines, states, channels).

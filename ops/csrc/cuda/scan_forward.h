@@ -44,6 +44,30 @@ template <class Shape, int kMatrices> struct ForwardMemory {
   }
 };
 
+// What four steps do to the states of a lane, h = decay · h + input. It depends on no state, so it is
+// computed ahead, where it hides the latency of the exponentials.
+template <class Shape> struct Transition {
+  float decay[kQuad][Shape::S], input[kQuad][Shape::S];
+
+  // `matrix` is B or C; elements from this lane's channel of the first of the steps on.
+  template <class Coefficients, class E>
+  __device__ __forceinline__ void prepare(const Coefficients& coefficients, const float* matrix,
+                                          const E* elements, int from, int part,
+                                          const float (&A)[Shape::S]) {
+#pragma unroll
+    for (int k = 0; k < kQuad; k++) {
+      const E element = elements[(from + k) * Shape::kChannels];
+      alignas(16) float m[Shape::S];
+      coefficients.at(matrix, from + k, part, m);
+#pragma unroll
+      for (int s = 0; s < Shape::S; s++) {
+        decay[k][s] = exp2(element.delta * A[s]);
+        input[k][s] = element.value * m[s];
+      }
+    }
+  }
+};
+
 // Where every chunk ends that begins from zero, and its sum of Δ. The adjoint begins at the other
 // end, takes g, the gradient of y, and C in place of Δ u and B, and ends with the gradient of what
 // the chunk begins with.
@@ -58,10 +82,11 @@ __global__ void __launch_bounds__(kForwardThreads) chunk_ends(const __grid_const
   const int states = int(scan.states), tiles = (place.length + kSteps - 1) / kSteps;
   const float scale = float(scan.scale), bias = load_channel(place, direction.delta_bias);
   const ForwardMemory<Shape, 1> shared(place, memory);
-  MatrixLoader<T, Shape, true> matrix(M, place, states);
+  MatrixLoader<T, Shape, kConstant> matrix(M, place, states);
   Coefficients<T, Shape, kConstant> coefficients(M);
-  const Own<const T, Shape> all_x(kAdjoint ? scan.grad_out : direction.u, place),
-      all_delta(direction.delta, place), all_z(scan.z, place);
+  const int start = kAdjoint ? tiles - 1 : 0;
+  Own<const T, Shape> all_x(kAdjoint ? scan.grad_out : direction.u, place, start),
+      all_delta(direction.delta, place, start), all_z(scan.z, place, start);
   T x[kOwn], raw[kOwn], z[kOwn];
   float A[S], h[S] = {}, sum = 0;
   load_A(scan, place, A);
@@ -70,11 +95,12 @@ __global__ void __launch_bounds__(kForwardThreads) chunk_ends(const __grid_const
   auto fetch = [&](int i) {
     const int steps = place.steps(i);
     matrix.fetch(i, steps);
-    all_x.load(i, x);
-    all_delta.load(i, raw);
-    if (gated) all_z.load(i, z);
+    all_x.load(place, steps, x);
+    all_delta.load(place, steps, raw);
+    if (gated) all_z.load(place, steps, z);
+    if (kAdjoint) all_x.move(-2), all_delta.move(-2), all_z.move(-2);     // to the one before
   };
-  fetch(kAdjoint ? tiles - 1 : 0);
+  fetch(start);
   for (int k = 0; k < tiles; k++) {
     const int i = kAdjoint ? tiles - 1 - k : k, steps = place.steps(i);
     matrix.store(i, steps, shared.matrix(k, 0));
@@ -82,7 +108,8 @@ __global__ void __launch_bounds__(kForwardThreads) chunk_ends(const __grid_const
 #pragma unroll
     for (int j = 0; j < kOwn; j++) {
       if (Shape::P > kSteps && place.part >= kSteps) break;
-      float delta = place.owns(j, steps) ? step_size(to_float(raw[j]) + bias, scan.softplus) : 0.f;
+      float delta = step_size(to_float(raw[j]) + bias, scan.softplus);
+      delta = place.own(j) < steps ? delta : 0.f;
       float value = to_float(x[j]) * (kAdjoint ? scale : delta);
       if (gated) value *= to_float(z[j]) * sigmoid(to_float(z[j]));
       elements[place.own(j) * Shape::kChannels + place.row] = {delta, value};
@@ -91,18 +118,23 @@ __global__ void __launch_bounds__(kForwardThreads) chunk_ends(const __grid_const
     __syncthreads();
     if (k + 1 < tiles) fetch(kAdjoint ? i - 1 : i + 1);
     const float* tile = shared.matrix(k, 0);
-#pragma unroll 8
-    for (int u = 0; u < kSteps; u++) {
-      const int t = kAdjoint ? kSteps - 1 - u : u;
-      const Element element = elements[t * Shape::kChannels + place.row];
-      alignas(16) float m[S];
-      coefficients.at(tile, t, place.part, m);
+    elements += place.row;
+    constexpr int kQuads = kSteps / kQuad;
+    auto first = [](int q) { return (kAdjoint ? kQuads - 1 - q : q) * kQuad; };
+    Transition<Shape> current, next;
+    current.prepare(coefficients, tile, elements, first(0), place.part, A);
 #pragma unroll
-      for (int s = 0; s < S; s++) {
-        float decay = exp2(element.delta * A[s]);
-        h[s] = kAdjoint ? decay * fmaf(element.value, m[s], h[s])
-                        : fmaf(decay, h[s], element.value * m[s]);
+    for (int q = 0; q < kQuads; q++) {
+      if (q + 1 < kQuads) next.prepare(coefficients, tile, elements, first(q + 1), place.part, A);
+#pragma unroll
+      for (int u = 0; u < kQuad; u++) {
+        const int t = kAdjoint ? kQuad - 1 - u : u;
+#pragma unroll
+        for (int s = 0; s < S; s++)
+          h[s] = kAdjoint ? current.decay[t][s] * (current.input[t][s] + h[s])
+                          : fmaf(current.decay[t][s], h[s], current.input[t][s]);
       }
+      current = next;
     }
   }
   const int64_t line = place.direction * scan.batch * scan.chunks + place.line;
@@ -145,13 +177,13 @@ __global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_con
   const float scale = float(scan.scale), bias = load_channel(place, direction.delta_bias),
               skip = load_channel(place, direction.D);
   const ForwardMemory<Shape, 2> shared(place, memory);
-  MatrixLoader<T, Shape, true> matrix_B(direction.B, place, states),
+  MatrixLoader<T, Shape, kConstant> matrix_B(direction.B, place, states),
       matrix_C(direction.C, place, states);
   Coefficients<T, Shape, kConstant> B(direction.B), C(direction.C);
-  const Own<const T, Shape> all_u(direction.u, place), all_delta(direction.delta, place),
+  Own<const T, Shape> all_u(direction.u, place), all_delta(direction.delta, place),
       all_z(scan.z, place);
-  const Own<T, Shape> all_out(scan.out, place);
-  const Own<float, Shape> all_partial(scan.partial, place);
+  Own<T, Shape> all_out(scan.out, place);
+  Own<float, Shape> all_partial(scan.partial, place);
   T u[kOwn], raw[kOwn], z[kOwn];
   float A[S], h[S], other[kOwn];     // other: y of the other direction, where it came first
   load_A(scan, place, A);
@@ -163,8 +195,8 @@ __global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_con
     const int steps = place.steps(i);
     matrix_B.fetch(i, steps);
     matrix_C.fetch(i, steps);
-    all_u.load(i, u);
-    all_delta.load(i, raw);
+    all_u.load(place, steps, u);
+    all_delta.load(place, steps, raw);
   };
   fetch(0);
   for (int i = 0; i < tiles; i++) {
@@ -177,15 +209,16 @@ __global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_con
     for (int j = 0; j < kOwn; j++) {
       skipped[j] = skip * to_float(u[j]), y[j] = 0;
       if (Shape::P > kSteps && place.part >= kSteps) break;
-      float delta = place.owns(j, steps) ? step_size(to_float(raw[j]) + bias, scan.softplus) : 0.f;
+      float delta = step_size(to_float(raw[j]) + bias, scan.softplus);
+      delta = place.own(j) < steps ? delta : 0.f;
       elements[place.own(j) * Shape::kChannels + place.row] = {delta, delta * to_float(u[j])};
     }
     __syncthreads();
     if (i + 1 < tiles) fetch(i + 1);
     const ArrivalOrder order(place.length, i, false);
     const Arrival arrival = two ? order.all(steps) : Arrival::kSecond;
-    if (gated && arrival != Arrival::kFirst) all_z.load(i, z);
-    if (two && arrival == Arrival::kSecond) all_partial.load(i, other);
+    if (gated && arrival != Arrival::kFirst) all_z.load(place, steps, z);
+    if (two && arrival == Arrival::kSecond) all_partial.load(place, steps, other);
     const int first = i * kSteps;
     if (direction.checkpoints != nullptr && first % kSegment == 0) {
       int64_t segments = (scan.length + kSegment - 1) / kSegment;
@@ -194,43 +227,55 @@ __global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_con
     }
 
     const float *tile_B = shared.matrix(i, 0), *tile_C = shared.matrix(i, 1);
+    elements += place.row;
+    Transition<Shape> current, next;
+    current.prepare(B, tile_B, elements, 0, place.part, A);
 #pragma unroll
     for (int from = 0; from < kSteps; from += kQuad) {
+      if (from + kQuad < kSteps)
+        next.prepare(B, tile_B, elements, from + kQuad, place.part, A);
       float sums[kQuad];
 #pragma unroll
       for (int k = 0; k < kQuad; k++) {
-        const Element element = elements[(from + k) * Shape::kChannels + place.row];
-        alignas(16) float b[S], c[S];
-        B.at(tile_B, from + k, place.part, b);
+        alignas(16) float c[S];
         C.at(tile_C, from + k, place.part, c);
         sums[k] = 0;
 #pragma unroll
         for (int s = 0; s < S; s++) {
-          h[s] = fmaf(exp2(element.delta * A[s]), h[s], element.value * b[s]);
+          h[s] = fmaf(current.decay[k][s], h[s], current.input[k][s]);
           sums[k] = fmaf(h[s], c[s], sums[k]);
         }
       }
       sum_to_owners(sums, place, from, y);
+      current = next;
     }
 
-    auto is_first = [&](int j) {
-      return arrival == Arrival::kMixed ? order.is_first(place.own(j), place.direction)
-                                        : arrival == Arrival::kFirst;
+    if (direction.D != nullptr)
+#pragma unroll
+      for (int j = 0; j < kOwn; j++) y[j] += skipped[j];
+    auto gate = [&] {
+#pragma unroll
+      for (int j = 0; j < kOwn; j++) {
+        if (two) y[j] += other[j];
+        y[j] *= scale;
+        if (gated) y[j] *= to_float(z[j]) * sigmoid(to_float(z[j]));
+      }
     };
-#pragma unroll
-    for (int j = 0; j < kOwn; j++) {
-      if (direction.D != nullptr) y[j] += skipped[j];
-      if (place.owns(j, steps) && is_first(j)) all_partial.at(i, j) = y[j];
-    }
-    if (arrival == Arrival::kFirst) continue;
-    if (arrival == Arrival::kMixed) __syncthreads();     // for what has just been written
-#pragma unroll
-    for (int j = 0; j < kOwn; j++) {
-      if (!place.owns(j, steps) || is_first(j)) continue;
-      if (two) y[j] += arrival == Arrival::kMixed ? all_partial.at(i, j) : other[j];
-      y[j] *= scale;
-      if (gated) y[j] *= to_float(z[j]) * sigmoid(to_float(z[j]));
-      assign(all_out.at(i, j), y[j]);
+    if (arrival == Arrival::kFirst) {
+      all_partial.store(place, steps, y);
+      all_z.move(1), all_out.move(1);
+    } else if (arrival == Arrival::kSecond) {
+      gate();
+      all_out.store(place, steps, y);
+    } else {
+      auto is_first = [&](int j) { return order.is_first(place.own(j), place.direction); };
+      const int own = place.exists ? steps : 0;
+      auto partial = all_partial;
+      partial.each(place, own, [&](int j, float& at) { if (is_first(j)) at = y[j]; });
+      __syncthreads();     // for what has just been written
+      all_partial.load(place, steps, other);
+      gate();
+      all_out.each(place, own, [&](int j, T& at) { if (!is_first(j)) assign(at, y[j]); });
     }
   }
 

@@ -1,118 +1,94 @@
 // How tiles of B and C come from memory into shared memory: in pieces of neighbours, in words of up
 // to 16 bytes wherever they lie in a row that begins at a multiple of that, else one by one.
 #pragma once
-#include <type_traits>
-
 #include "scan_common.h"
 
 namespace mmvim {
 
 __device__ __forceinline__ int64_t magnitude(int64_t x) { return x < 0 ? -x : x; }
 
-// How many of N elements from the given one on exist, along a line that exists itself or does not.
-__device__ __forceinline__ int existing(bool line, int left, int N) {
-  return !line || left < 0 ? 0 : left < N ? left : N;
-}
-
-// N neighbours of every tile of a sequence or matrix, for one thread.
-template <class T, int N> struct Neighbours {
-  using Value = std::remove_const_t<T>;
-  T* first;                // of the first tile
-  int64_t apart, tiles_apart;
-  bool in_words;
-
-  __device__ __forceinline__ Neighbours(T* first, int64_t apart, int64_t tiles_apart)
-      : first(first), apart(apart), tiles_apart(tiles_apart) {
-    constexpr int kBytes = sizeof(typename WordsOf<sizeof(T) * N>::type);
-    in_words = apart == 1 && reinterpret_cast<uintptr_t>(first) % kBytes == 0
-        && tiles_apart * int64_t(sizeof(T)) % kBytes == 0;
-  }
-  __device__ __forceinline__ T* of(int tile) const { return first + tile * tiles_apart; }
-
-  // Those that exist; zeros for the others.
-  __device__ __forceinline__ void load(int tile, int count, Value (&to)[N]) const {
-    const T* from = of(tile);
-    if (in_words && count == N) return copy_words<N>(to, from);
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-      assign(to[i], 0.f);
-      if (i < count) to[i] = from[i * apart];
-    }
-  }
-};
-
 // A tile of B or C on its way through registers into shared memory, (steps, states) as floats, in
-// pieces of four states of a step or four steps of a state. kKeep: their addresses in registers.
-template <class T, class Shape, bool kKeep> struct MatrixLoader {
+// pieces of four states of a step or four steps of a state, whichever are next to each other in
+// memory. kConstant: it may not vary at all.
+template <class T, class Shape, bool kConstant> struct MatrixLoader {
   static constexpr int kFour = 4, kPieces = kSteps * Shape::kStates / kFour;
   static constexpr int kPerThread = kPieces / 32, kAhead = kPerThread < 2 ? kPerThread : 2;
 
-  const Matrix& m;
+  // Of a tile: from where in the first one, to where in shared memory, its first step and state.
+  struct Piece {
+    const T* from;
+    int to, t, n;
+  };
+
   const Place<Shape>& place;
   int states;
-  int states_first;      // whether they are next to each other in memory
-  const T* first[kKeep ? kAhead : 1];
+  bool varying, states_first, in_words;     // in_words: whole pieces can be read at once
+  int64_t apart, tiles_apart;               // between the four, between tiles
+  int64_t of_time, of_state;
+  const T* line;
+  Piece pieces[kAhead];
   alignas(16) T ahead[kAhead][kFour];
 
   __device__ __forceinline__ MatrixLoader(const Matrix& m, const Place<Shape>& place, int states)
-      : m(m), place(place), states(states),
-        states_first(opaque(int(magnitude(m.state) <= magnitude(m.time)))) {
+      : place(place), states(states), varying(!kConstant || m.varying),
+        states_first(magnitude(m.state) <= magnitude(m.time)), of_time(m.time), of_state(m.state) {
+    line = static_cast<const T*>(m.data) + place.batch * m.batch + place.group * m.group;
+    in_words = m.state == 1 && states == Shape::kStates && m.time % kFour == 0
+        && reinterpret_cast<uintptr_t>(line) % (kFour * sizeof(T)) == 0;
+    apart = states_first ? m.state : place.step * m.time, tiles_apart = kSteps * place.step * m.time;
 #pragma unroll
-    for (int i = 0; kKeep && i < kAhead; i++) first[i] = address(position(i));
+    for (int i = 0; i < kAhead; i++) pieces[i] = piece(i);
   }
 
-  // The i-th piece of this thread: its first step and state in a tile.
-  struct Position { int piece, t, n; };
-  __device__ __forceinline__ Position position(int i) const {
+  // The i-th one of this thread.
+  __device__ __forceinline__ Piece piece(int i) const {
     constexpr int kInStates = Shape::kStates / kFour, kInSteps = kSteps / kFour;
-    int piece = i * place.threads + place.thread;
-    return {piece, states_first ? piece / kInStates : piece % kInSteps * kFour,
-            states_first ? piece % kInStates * kFour : piece / kInSteps};
+    const int k = i * place.threads + place.thread;
+    const int t = states_first ? k / kInStates : k % kInSteps * kFour;
+    const int n = states_first ? k % kInStates * kFour : k / kInSteps;
+    return {line + place.time(t) * of_time + n * of_state, k < kPieces ? t * Shape::kPitch + n : -1,
+            t, n};
   }
 
-  __device__ __forceinline__ const T* address(const Position& position) const {
-    return static_cast<const T*>(m.data) + place.batch * m.batch + place.group * m.group
-        + place.time(position.t) * m.time + position.n * m.state;
-  }
-
-  __device__ __forceinline__ void load(const Position& position, const T* first, int tile, int steps,
+  __device__ __forceinline__ void load(const Piece& piece, int tile, int steps,
                                        T (&values)[kFour]) const {
-    const int64_t of_time = place.step * m.time;
-    const bool whole = steps == kSteps && states == Shape::kStates;
-    const int count = whole ? kFour
-        : states_first ? existing(position.t < steps, states - position.n, kFour)
-                       : existing(position.n < states, steps - position.t, kFour);
-    Neighbours<const T, kFour>(first, states_first ? m.state : of_time, kSteps * of_time)
-        .load(tile, count, values);
+    const T* from = piece.from + tile * tiles_apart;
+    if (in_words && steps == kSteps) return copy_words<kFour>(values, from);
+    const int count = states_first ? (piece.t < steps ? states - piece.n : 0)
+                                   : (piece.n < states ? steps - piece.t : 0);
+#pragma unroll
+    for (int i = 0; i < kFour; i++) {
+      assign(values[i], 0.f);
+      if (i < count) values[i] = from[i * apart];
+    }
   }
-  __device__ __forceinline__ void put(const Position& position, const T (&values)[kFour],
+  __device__ __forceinline__ void put(const Piece& piece, const T (&values)[kFour],
                                       float* tile) const {
     alignas(16) float wide[kFour];
 #pragma unroll
     for (int i = 0; i < kFour; i++) wide[i] = to_float(values[i]);
-    float* to = tile + position.t * Shape::kPitch + position.n;
-    if (states_first) return copy_words<kFour>(to, wide);
+    if (states_first) return copy_words<kFour>(tile + piece.to, wide);
 #pragma unroll
-    for (int i = 0; i < kFour; i++) to[i * Shape::kPitch] = wide[i];
+    for (int i = 0; i < kFour; i++) tile[piece.to + i * Shape::kPitch] = wide[i];
   }
 
   __device__ __forceinline__ void fetch(int tile, int steps) {
-    if (!m.varying) return;
-#pragma unroll
-    for (int i = 0; i < kAhead; i++) {
-      if (position(i).piece >= kPieces) break;
-      load(position(i), kKeep ? first[kKeep ? i : 0] : address(position(i)), tile, steps, ahead[i]);
-    }
-  }
-  __device__ __forceinline__ void store(int tile, int steps, float* shared) const {
-    if (!m.varying) return;
+    if (!varying) return;
 #pragma unroll
     for (int i = 0; i < kAhead; i++)
-      if (position(i).piece < kPieces) put(position(i), ahead[i], shared);
-    for (int i = kAhead; i < kPerThread && position(i).piece < kPieces; i++) {
-      alignas(16) T values[kFour];     // of many states: the rest, straight away
-      load(position(i), address(position(i)), tile, steps, values);
-      put(position(i), values, shared);
+      if (pieces[i].to >= 0) load(pieces[i], tile, steps, ahead[i]);
+  }
+  __device__ __forceinline__ void store(int tile, int steps, float* shared) const {
+    if (!varying) return;
+#pragma unroll
+    for (int i = 0; i < kAhead; i++)
+      if (pieces[i].to >= 0) put(pieces[i], ahead[i], shared);
+    for (int i = kAhead; i < kPerThread; i++) {     // of many states: the rest, straight away
+      const Piece rest = piece(i);
+      if (rest.to < 0) break;
+      alignas(16) T values[kFour];
+      load(rest, tile, steps, values);
+      put(rest, values, shared);
     }
   }
 };

@@ -34,8 +34,8 @@ class Kernels:
         per_warp = 1024 * lanes * (self.sizes.states > 16) + 12 * 1024
         return self.sizes.directions * (8 * 1024 + warps * (per_warp if backward else 1024))
 
-    def most_threads(self, backward: bool) -> int:
-        return 128 if backward and self.sizes.states > 16 else 384
+    def most_threads(self, lanes: int, backward: bool) -> int:
+        return {4: 256, 8: 384}.get(lanes, 128) if backward else 384
 
     def choose(self, device: Device, backward: bool) -> Cut:
         return choose(self.sizes, device, backward, self.shared_bytes, self.most_threads)
@@ -44,10 +44,11 @@ class Kernels:
         def shared_bytes(lanes, warps):
             return self.shared_bytes(lanes, warps, backward)
 
+        def most_threads(lanes):
+            return self.most_threads(lanes, backward)
+
         counts = chunk_counts(self.sizes.length)
-        return list(
-            candidates(self.sizes, device, counts, shared_bytes, self.most_threads(backward))
-        )
+        return list(candidates(self.sizes, device, counts, shared_bytes, most_threads))
 
 
 def cut(sizes: Sizes, device: Device = H100, backward: bool = False) -> Cut:
@@ -79,7 +80,7 @@ def test_every_block_can_run_on_the_device(backward, device):
         kernels, chosen = Kernels(sizes), cut(sizes, device, backward)
         assert chosen.lanes in lanes_for(sizes.states)
         assert kernels.shared_bytes(chosen.lanes, chosen.warps, backward) <= device.shared_bytes
-        assert chosen.warps * sizes.directions * 32 <= kernels.most_threads(backward)
+        assert chosen.warps * sizes.directions * 32 <= kernels.most_threads(chosen.lanes, backward)
 
 
 @each_device

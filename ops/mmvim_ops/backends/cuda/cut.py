@@ -86,13 +86,13 @@ def candidates(
     device: Device,
     counts: Iterable[int],
     shared_bytes: Callable[[int, int], int],
-    most_threads: int,
+    most_threads: Callable[[int], int],
 ) -> Iterator[Cut]:
     """Cuts into one of ``counts`` chunks whose blocks the device can run."""
     for lanes in lanes_for(sizes.states):
         for warps in (1, 2, 3, 4, 6, 8):
             needed = math.ceil(sizes.per_group / (32 // lanes))  # warps for all channels
-            if warps > max(1, needed) or warps * sizes.directions * 32 > most_threads:
+            if warps > max(1, needed) or warps * sizes.directions * 32 > most_threads(lanes):
                 continue
             if shared_bytes(lanes, warps) <= device.shared_bytes:
                 yield from (Cut(lanes, warps, chunks) for chunks in counts)
@@ -103,7 +103,7 @@ def choose(
     device: Device,
     backward: bool,
     shared_bytes: Callable[[int, int, bool], int],
-    most_threads: Callable[[bool], int],
+    most_threads: Callable[[int, bool], int],
 ) -> Cut:
     """The cheapest cut for one of the passes.
 
@@ -116,7 +116,7 @@ def choose(
         device (Device): Where it runs.
         backward (bool): Which pass.
         shared_bytes (Callable): What a block has, of lanes, warps and the pass.
-        most_threads (Callable): Of a block, in the pass.
+        most_threads (Callable): Of a block, of lanes and the pass.
 
     Raises:
         RuntimeError: No block fits into the device's shared memory.
@@ -126,7 +126,10 @@ def choose(
         def bytes_here(lanes: int, warps: int) -> int:
             return shared_bytes(lanes, warps, backward)
 
-        possible = list(candidates(sizes, device, counts, bytes_here, most_threads(backward)))
+        def threads_here(lanes: int) -> int:
+            return most_threads(lanes, backward)
+
+        possible = list(candidates(sizes, device, counts, bytes_here, threads_here))
         if not possible:
             raise RuntimeError(
                 f"mmvim_ops: backend 'cuda' has no block for {sizes.directions} directions of "

@@ -60,8 +60,8 @@ def choose_cut(sizes: Sizes, device: torch.device, backward: bool) -> Cut:
     def shared_bytes(lanes: int, warps: int, backward: bool) -> int:
         return compiled.mmvim_shared_bytes(sizes.states, lanes, warps, sizes.directions, backward)
 
-    def most_threads(backward: bool) -> int:
-        return compiled.mmvim_most_threads(sizes.states, backward)
+    def most_threads(lanes: int, backward: bool) -> int:
+        return compiled.mmvim_most_threads(sizes.states, lanes, backward)
 
     return choose(sizes, Device(*limits(device)), backward, shared_bytes, most_threads)
 

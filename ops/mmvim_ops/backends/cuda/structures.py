@@ -80,7 +80,7 @@ FUNCTIONS = {
     'mmvim_conv_backward': (c_char_p, POINTER(Convolution)),
     'mmvim_device_limits': (c_char_p, c_int64, POINTER(c_int64)),
     'mmvim_channels_per_warp': (c_int64, c_int64, c_int64),
-    'mmvim_most_threads': (c_int64, c_int64, c_int64),
+    'mmvim_most_threads': (c_int64, c_int64, c_int64, c_int64),
     'mmvim_shared_bytes': (c_int64, c_int64, c_int64, c_int64, c_int64, c_int64),
 }
 DTYPES = {'float32': 0, 'float16': 1, 'bfloat16': 2}  # Dtype of csrc/cuda/device.h
