@@ -8,10 +8,10 @@ namespace mmvim {
 
 // Up to 16 states, either four lanes share a channel, which costs less per state, or eight, which
 // makes twice as many warps. More states than that are rare, and get one type only.
-using Small4 = Shape<4, 4>;
-using Small8 = Shape<8, 2>;
-using Medium = Shape<16, 4>;
-using Large = Shape<32, 8>;
+using Small4 = Shape<4, 4, 16>;
+using Small8 = Shape<8, 2, 32>;
+using Medium = Shape<16, 4, 16>;
+using Large = Shape<32, 8, 16>;
 
 // f(shape) with that of so many states and, where there is a choice, lanes per channel.
 template <class F> auto with_shape(int64_t states, int64_t lanes, F f) {

@@ -14,8 +14,6 @@
 
 namespace mmvim {
 
-constexpr int kTiles = kSegment / kSteps;
-
 // As Element, with the gradients of y and, but for the factor y, of z.
 struct alignas(16) GradElement {
   float delta, value, g, by_z;
@@ -24,17 +22,19 @@ struct alignas(16) GradElement {
 // Shared memory of one direction: what the steps of a segment need, all of it at once or, with many
 // states, a tile at a time.
 template <class Shape> struct BackwardMemory {
+  static constexpr int kSteps = Shape::kSteps;
   static constexpr bool kWhole = Shape::kStates <= 16;
   static constexpr int kKept = kWhole ? kSegment : kSteps;     // steps
-  static constexpr int kMatrix = kKept * Shape::kPitch;
+  static constexpr int kMatrix = kKept * Shape::kStates;
   static constexpr int kElements = kKept * Shape::kChannels;                   // of a warp
   static constexpr int kStarts = kSegment / Shape::kHold * Shape::S * 32;
-  static constexpr int kSumsPitch = 2 * Shape::kStates + 8;    // neighbours in different banks
+  // Neighbours in different banks.
+  static constexpr int kSumsPitch = 2 * Shape::kStates + (Shape::S > 2 ? 16 : 8);
   static constexpr int kSums = kSteps * kSumsPitch;
-  float *B, *C;              // (steps, pitch)
+  float *B, *C;              // (steps, states)
   GradElement* elements;     // of this lane's channel: (steps, channels)
   float* starts;             // of this warp: (holds, lanes, S)
-  float* sums;               // of all warps: (warps, steps of a tile, pitch)
+  float* sums;               // of all warps, in turns: (2, warps, steps of a tile, pitch)
 
   __device__ BackwardMemory(const Place<Shape>& place, float4* memory) {
     const int warps = place.threads / 32;
@@ -47,7 +47,7 @@ template <class Shape> struct BackwardMemory {
     starts += place.warp * kStarts;
   }
   __host__ __device__ static int floats(int64_t warps) {
-    return 2 * kMatrix + int(warps) * (4 * kElements + kStarts + kSums);
+    return 2 * kMatrix + int(warps) * (4 * kElements + kStarts + 2 * kSums);
   }
 };
 
@@ -80,6 +80,7 @@ scan_backward(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
   using Memory = BackwardMemory<Shape>;
   constexpr int S = Shape::S, kOwn = Shape::kOwn, kHold = Shape::kHold;
+  constexpr int kSteps = Shape::kSteps, kTiles = kSegment / kSteps;
   Place<Shape> place(scan, scan.splits);
   const Direction& direction = scan.direction[place.direction];
   const bool gated = scan.z.data != nullptr, two = scan.directions == 2;
@@ -92,6 +93,7 @@ scan_backward(const __grid_constant__ Scan scan) {
   Coefficients<T, Shape, kConstant> B(direction.B), C(direction.C);
   T raw_u[kOwn], raw_delta[kOwn], raw_g[kOwn], raw_z[kOwn];
   float A[S], X[S], h[S], grad_A[S], bias, skip;
+  bool turn = false;
   float grad_B[S], grad_C[S];     // of constant ones
 
   auto fetch = [&](int i) {
@@ -110,11 +112,12 @@ scan_backward(const __grid_constant__ Scan scan) {
   auto start = [&](int step_of_segment) {
     return shared.starts + (step_of_segment / kHold * 32 + place.lane) * S;
   };
+  float* sums_of_tile = shared.sums;
   // The gradient of B_t (0) or C_t (1) of kHold steps over the channels of a warp.
   auto write_sums = [&](int from, int which, float (&values)[kHold * S]) {
     constexpr int kLeft = kHold * S / Shape::kChannels, kRun = kLeft < S ? kLeft : S;
     const int index = sum_rows<Shape::P, 16, kHold * S>(values, place.lane);
-    float* to = shared.sums + place.warp * Memory::kSums + (from + index / S) * Memory::kSumsPitch
+    float* to = sums_of_tile + place.warp * Memory::kSums + (from + index / S) * Memory::kSumsPitch
         + which * Shape::kStates + place.part * S + index % S;
 #pragma unroll
     for (int i = 0; i < kLeft; i += kRun)
@@ -125,8 +128,8 @@ scan_backward(const __grid_constant__ Scan scan) {
   auto store = [&](int k, int i) {
     const int steps = place.steps(i);
     if (!Memory::kWhole) __syncthreads();     // everybody has read the last tile
-    matrix_B.store(i, steps, shared.B + place_of(k) * Shape::kPitch);
-    matrix_C.store(i, steps, shared.C + place_of(k) * Shape::kPitch);
+    matrix_B.store(i, steps, shared.B + place_of(k) * Shape::kStates);
+    matrix_C.store(i, steps, shared.C + place_of(k) * Shape::kStates);
 #pragma unroll
     for (int j = 0; j < kOwn; j++) {
       if (Shape::P > kSteps && place.part >= kSteps) break;
@@ -223,7 +226,7 @@ scan_backward(const __grid_constant__ Scan scan) {
     for (int k = place.thread; k < steps * 2 * kPieces; k += place.threads) {
       const int t = k / (2 * kPieces), which = k / kPieces % 2, n = k % kPieces * kFour;
       if (kConstant && !(which == 0 ? direction.B : direction.C).varying) continue;
-      const float* from = shared.sums + t * Memory::kSumsPitch + which * Shape::kStates + n;
+      const float* from = sums_of_tile + t * Memory::kSumsPitch + which * Shape::kStates + n;
       alignas(16) float sum[kFour], more[kFour];
       copy_words<kFour>(sum, from);
       for (int w = 1; w < warps; w++) {
@@ -275,6 +278,8 @@ scan_backward(const __grid_constant__ Scan scan) {
       for (int k = count - 1; k >= 0; k--) {
         const int i = base + k, steps = place.steps(i);
         if (!Memory::kWhole && k + 1 < count) fetch(i), store(k, i);
+        // While these are written, other warps may still read the last tile's.
+        sums_of_tile = shared.sums + (turn ? place.threads / 32 * Memory::kSums : 0);
         T u_again[kOwn], delta_again[kOwn];
         Own<const T, Shape>(direction.u, place, i).load(place, steps, u_again);
         Own<const T, Shape>(direction.delta, place, i).load(place, steps, delta_again);
@@ -286,7 +291,7 @@ scan_backward(const __grid_constant__ Scan scan) {
         for (int from = kSteps - kHold; from >= 0; from -= kHold)
           retreat(k, from, y, by_value, by_delta);
 
-        const ArrivalOrder order(place.length, i, true);
+        const ArrivalOrder<kSteps> order(place.length, i, true);
         const Arrival arrival = two ? order.all(steps) : Arrival::kSecond;
         const int own = place.exists ? steps : 0;
         float grad_u[kOwn];
@@ -326,6 +331,7 @@ scan_backward(const __grid_constant__ Scan scan) {
           else all.each(place, own, [&](int j, T& at) { if (!is_first(j)) assign(at, y[j]); });
         }
         write_matrices(i, block > split);
+        turn = !turn;
       }
     }
     store_states(scan, place, direction.grad_A, place.line, grad_A);

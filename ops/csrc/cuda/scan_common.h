@@ -12,14 +12,13 @@
 
 namespace mmvim {
 
-constexpr int kSteps = 16;      // of a tile, of which B and C are in shared memory
 constexpr int kQuad = 4;        // steps whose sums over states are taken together
 
-template <int P_, int S_> struct Shape {
-  static constexpr int P = P_, S = S_;
+// Lanes per channel, states per lane, steps of a tile.
+template <int P_, int S_, int kSteps_> struct Shape {
+  static constexpr int P = P_, S = S_, kSteps = kSteps_;
   static constexpr int kStates = P * S;
   static constexpr int kChannels = 32 / P;             // of a warp
-  static constexpr int kPitch = kStates + 4;           // of a step of B or C, 16-byte aligned
   static constexpr int kOwn = P < kSteps ? kSteps / P : 1;    // elements of a tile that a lane owns
   static constexpr int kHold = S > 2 ? 4 : 8;          // steps whose states backward holds at once
 };
@@ -30,6 +29,7 @@ __host__ __device__ inline int64_t blocks_per_group(const Scan& scan, int64_t wi
 
 // A place in the grid and in the block.
 template <class Shape> struct Place {
+  static constexpr int kSteps = Shape::kSteps;
   int direction, thread, threads, warp, lane, part, row;   // thread: within the direction
   int width;                     // channels of the block
   int batch, group, chunk, line;    // line: batch * chunks + chunk; in the grid, so below 2^31
@@ -82,6 +82,7 @@ template <class Shape> struct Place {
 
 // The elements of a sequence that a lane owns, of one tile after another.
 template <class T, class Shape> struct Own {
+  static constexpr int kSteps = Shape::kSteps;
   T* at;             // the first one of the current tile
   int64_t apart;     // between two of them, and from the last one to the next tile
 
@@ -139,7 +140,7 @@ template <class T, class Shape, bool kConstant> struct Coefficients {
       constexpr int kWord = Shape::S % 4 == 0 ? 4 : Shape::S;
 #pragma unroll
       for (int s = 0; s < Shape::S; s += kWord)
-        copy_words<kWord>(values + s, tile + t * Shape::kPitch + part * Shape::S + s);
+        copy_words<kWord>(values + s, tile + t * Shape::kStates + part * Shape::S + s);
     } else {
 #pragma unroll
       for (int s = 0; s < Shape::S; s++) values[s] = fixed[s];
@@ -250,7 +251,7 @@ template <class Shape> __device__ __forceinline__ float sum_lanes(float x) {
 // same answer for tiles of the same number, as each counts from its own end.
 enum class Arrival { kFirst, kSecond, kMixed };
 
-struct ArrivalOrder {
+template <int kSteps> struct ArrivalOrder {
   int tile, last;      // of the scan; the position of its first step from the scan's other end
   bool backward;       // the pass goes from the last tile to the first
 

@@ -23,9 +23,9 @@ struct alignas(8) Element {
 // Shared memory of one direction. A tile of step i is written while tile i - 1 is still read, so
 // there are two of each, and one barrier per tile suffices.
 template <class Shape, int kMatrices> struct ForwardMemory {
-  static constexpr int kMatrix = kSteps * Shape::kPitch;
+  static constexpr int kSteps = Shape::kSteps, kMatrix = kSteps * Shape::kStates;
   static constexpr int kElements = kSteps * Shape::kChannels;     // of a warp
-  float* matrices;       // (2, matrices, steps, pitch)
+  float* matrices;       // (2, matrices, steps, states)
   Element* elements;     // of this warp: (2, steps, channels)
 
   __device__ ForwardMemory(const Place<Shape>& place, float4* memory) {
@@ -74,7 +74,7 @@ template <class Shape> struct Transition {
 template <class T, class Shape, bool kConstant, bool kAdjoint>
 __global__ void __launch_bounds__(kForwardThreads) chunk_ends(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
-  constexpr int S = Shape::S, kOwn = Shape::kOwn;
+  constexpr int S = Shape::S, kOwn = Shape::kOwn, kSteps = Shape::kSteps;
   Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
   const Direction& direction = scan.direction[place.direction];
   const Matrix& M = kAdjoint ? direction.C : direction.B;
@@ -169,7 +169,7 @@ template <bool kAdjoint> __global__ void carry(const __grid_constant__ Scan scan
 template <class T, class Shape, bool kConstant>
 __global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
-  constexpr int S = Shape::S, kOwn = Shape::kOwn;
+  constexpr int S = Shape::S, kOwn = Shape::kOwn, kSteps = Shape::kSteps;
   Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
   const Direction& direction = scan.direction[place.direction];
   const bool gated = scan.z.data != nullptr, two = scan.directions == 2;
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_con
     }
     __syncthreads();
     if (i + 1 < tiles) fetch(i + 1);
-    const ArrivalOrder order(place.length, i, false);
+    const ArrivalOrder<kSteps> order(place.length, i, false);
     const Arrival arrival = two ? order.all(steps) : Arrival::kSecond;
     if (gated && arrival != Arrival::kFirst) all_z.load(place, steps, z);
     if (two && arrival == Arrival::kSecond) all_partial.load(place, steps, other);

@@ -11,6 +11,7 @@ __device__ __forceinline__ int64_t magnitude(int64_t x) { return x < 0 ? -x : x;
 // pieces of four states of a step or four steps of a state, whichever are next to each other in
 // memory. kConstant: it may not vary at all.
 template <class T, class Shape, bool kConstant> struct MatrixLoader {
+  static constexpr int kSteps = Shape::kSteps;
   static constexpr int kFour = 4, kPieces = kSteps * Shape::kStates / kFour;
   static constexpr int kPerThread = kPieces / 32, kAhead = kPerThread < 2 ? kPerThread : 2;
 
@@ -46,7 +47,7 @@ template <class T, class Shape, bool kConstant> struct MatrixLoader {
     const int k = i * place.threads + place.thread;
     const int t = states_first ? k / kInStates : k % kInSteps * kFour;
     const int n = states_first ? k % kInStates * kFour : k / kInSteps;
-    return {line + place.time(t) * of_time + n * of_state, k < kPieces ? t * Shape::kPitch + n : -1,
+    return {line + place.time(t) * of_time + n * of_state, k < kPieces ? t * Shape::kStates + n : -1,
             t, n};
   }
 
@@ -69,7 +70,7 @@ template <class T, class Shape, bool kConstant> struct MatrixLoader {
     for (int i = 0; i < kFour; i++) wide[i] = to_float(values[i]);
     if (states_first) return copy_words<kFour>(tile + piece.to, wide);
 #pragma unroll
-    for (int i = 0; i < kFour; i++) tile[piece.to + i * Shape::kPitch] = wide[i];
+    for (int i = 0; i < kFour; i++) tile[piece.to + i * Shape::kStates] = wide[i];
   }
 
   __device__ __forceinline__ void fetch(int tile, int steps) {

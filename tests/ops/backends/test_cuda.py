@@ -232,8 +232,11 @@ def test_dtypes_may_be_mixed():
 
 
 @emulated
-def test_the_order_of_threads_does_not_matter(monkeypatch, chunks):
+@pytest.mark.parametrize('order', ['reverse', 'warps'])
+@pytest.mark.parametrize('lanes, warps', [(4, 3), (8, 4)])
+def test_the_order_of_threads_does_not_matter(order, lanes, warps, monkeypatch, cut):
     """Bit by bit: a missing barrier would show, as the emulation has no other order."""
+    cut(lanes=lanes, warps=warps, chunks=2)
     arguments = make_arguments(channels=40, length=150, states=16, groups_B=0, groups_C=0)
     both = two_directions(4, channels=40, length=100, groups_B=0, groups_C=0)
     x, weight = torch.randn(2, 40, 150), torch.randn(40, 4)
@@ -248,7 +251,7 @@ def test_the_order_of_threads_does_not_matter(monkeypatch, chunks):
         ]
 
     expected = results()
-    monkeypatch.setenv('MMVIM_EMULATED_ORDER', 'reverse')
+    monkeypatch.setenv('MMVIM_EMULATED_ORDER', order)
     for ours, theirs in zip(results(), expected, strict=True):
         assert torch.equal(ours, theirs)
 

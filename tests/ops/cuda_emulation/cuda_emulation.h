@@ -3,7 +3,8 @@
 // A launch runs one block after another. The threads of a block are fibers, which hand over to each
 // other at barriers and shuffles only: nothing runs at the same time, so results are reproducible,
 // and where a barrier is missing they depend on the order in which the fibers get their turn. So
-// MMVIM_EMULATED_ORDER=reverse turns that order round, and shared memory starts as NaN.
+// MMVIM_EMULATED_ORDER=reverse turns that order round, =warps lets each warp run as far as it can
+// before the next one moves, and shared memory starts as NaN.
 #pragma once
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -141,6 +142,7 @@ inline void warp_barrier() {
 inline void run_block(int threads, size_t shared_bytes) {
   const char* order = std::getenv("MMVIM_EMULATED_ORDER");
   const bool reversed = order != nullptr && !std::strcmp(order, "reverse");
+  const bool by_warps = order != nullptr && !std::strcmp(order, "warps");
   block.size = threads, block.turn = 0, block.arrived = 0;
   if (int(block.fibers.size()) < threads) block.fibers.resize(threads);
   block.warp_turns.assign(size_t(threads + 31) / 32, 0);
@@ -167,6 +169,7 @@ inline void run_block(int threads, size_t shared_bytes) {
       moved = true;
       resume(fiber);
       left -= fiber.done;
+      if (by_warps && (k % 32 == 31 || k + 1 == threads)) k = k / 32 * 32 - 1;    // once more
     }
     if (!moved) {
       std::fputs("emulation: threads of a block wait at different barriers\n", stderr);
