@@ -239,12 +239,14 @@ def test_the_order_of_threads_does_not_matter(order, lanes, warps, monkeypatch, 
     cut(lanes=lanes, warps=warps, chunks=2)
     arguments = make_arguments(channels=40, length=150, states=16, groups_B=0, groups_C=0)
     both = two_directions(4, channels=40, length=100, groups_B=0, groups_C=0)
+    many = make_arguments(1, 9, 150, 40, groups_B=0, groups_C=0)
     x, weight = torch.randn(2, 40, 150), torch.randn(40, 4)
 
     def results():
         conv = causal_conv1d(x.requires_grad_(), weight, backend='cuda')
         return [
             *run(selective_scan, arguments, backend='cuda').values(),
+            *run(selective_scan, many, backend='cuda').values(),
             *run_both(bidirectional_selective_scan, *both, backend='cuda').values(),
             conv,
             torch.autograd.grad(conv.sum(), x)[0],
