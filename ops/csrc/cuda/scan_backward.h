@@ -30,14 +30,11 @@ template <class Shape> struct BackwardMemory {
   static constexpr int kStarts = kSegment / Shape::kHold * Shape::S * 32;
   // Neighbours in different banks.
   static constexpr int kSumsPitch = 2 * Shape::kStates + (Shape::S > 2 ? 16 : 8);
-  static constexpr int kSums = kSteps * kSumsPitch;
-  // Of a tile, so that one can be written while others read the last. Where a barrier lies between
-  // two tiles in any case, one is enough, and shared memory is short.
-  static constexpr int kTurns = kWhole ? 2 : 1;
+  static constexpr int kSums = kSteps * kSumsPitch, kTurns = kWhole ? 2 : 1;
   float *B, *C;              // (steps, states)
   GradElement* elements;     // of this lane's channel: (steps, channels)
   float* starts;             // of this warp: (holds, lanes, S)
-  float* sums;               // of all warps: (turns, warps, steps of a tile, pitch)
+  float* sums;               // of all warps, in turns: (turns, warps, steps of a tile, pitch)
 
   __device__ BackwardMemory(const Place<Shape>& place, float4* memory) {
     const int warps = place.threads / 32;
@@ -281,6 +278,8 @@ scan_backward(const __grid_constant__ Scan scan) {
       for (int k = count - 1; k >= 0; k--) {
         const int i = base + k, steps = place.steps(i);
         if (!Memory::kWhole && k + 1 < count) fetch(i), store(k, i);
+        // While these are written, other warps may still read the last tile's; where tiles are stored
+        // one by one, a barrier is in between.
         sums_of_tile = shared.sums + (turn ? place.threads / 32 * Memory::kSums : 0);
         T u_again[kOwn], delta_again[kOwn];
         Own<const T, Shape>(direction.u, place, i).load(place, steps, u_again);
@@ -333,7 +332,7 @@ scan_backward(const __grid_constant__ Scan scan) {
           else all.each(place, own, [&](int j, T& at) { if (!is_first(j)) assign(at, y[j]); });
         }
         write_matrices(i, block > split);
-        turn = Memory::kTurns > 1 && !turn;
+        turn = Memory::kTurns == 2 && !turn;
       }
     }
     store_states(scan, place, direction.grad_A, place.line, grad_A);
