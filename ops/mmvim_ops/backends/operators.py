@@ -45,6 +45,9 @@ def unflatten(tensors) -> tuple[Direction, Direction, Tensor | None]:
     return Direction(*directions[:fields]), Direction(*directions[fields:]), z
 
 
+LIBRARY = torch.library.Library('mmvim_ops', 'FRAGMENT')  # what is registered lives as long as it
+
+
 def operator(family: str, name: str):
     return getattr(torch.ops.mmvim_ops, f'{family}_{name}')
 
@@ -168,7 +171,13 @@ def fake_conv1d_backward(grad_out, x, weight, bias, silu, reverse) -> tuple[Tens
     return torch.empty_like(x), weight.new_empty(weight.shape), like(bias, x)
 
 
-# Gradients. Under checkpointing, saved_tensors can be read only once.
+# Gradients. Under checkpointing, saved_tensors can be read only once. The gradient of an output that
+# was not used is None: zeros for the checkpoints would be as large as they are.
+
+
+def given(grad_out: Tensor | None, u: Tensor) -> Tensor:
+    """The gradient of the output; zeros where only the last state was used."""
+    return torch.zeros_like(u) if grad_out is None else grad_out
 
 
 def only_given(arguments, grads) -> tuple[Tensor | None, ...]:
@@ -188,7 +197,7 @@ def save_scan(ctx, inputs, output) -> None:
 def scan_backward(family: str, ctx, grad_out, grad_last_state, _):
     saved = ctx.saved_tensors
     grads = operator(family, 'scan_backward')(
-        grad_out, grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
+        given(grad_out, saved[0]), grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
     )
     *tensors, _ = saved
     return *only_given(tensors, grads), None, None, None
@@ -202,7 +211,7 @@ def save_bidirectional_scan(ctx, inputs, output) -> None:
 def bidirectional_scan_backward(family: str, ctx, grad_out, *_):
     saved = ctx.saved_tensors
     grads = operator(family, 'bidirectional_scan_backward')(
-        grad_out, *saved, ctx.delta_softplus, ctx.scale
+        given(grad_out, saved[0]), *saved, ctx.delta_softplus, ctx.scale
     )
     *tensors, _, _ = saved
     return *only_given(tensors, grads), None, None, None
@@ -236,6 +245,39 @@ GRADIENTS = {
 }
 
 
+# How an operator is registered with torch. torch.library has functions for that; calling what they
+# register took longer on the host than the kernels of a Vim block take on a GPU.
+
+
+def register_gradient(full: str, save: Callable, backward: Callable) -> None:
+    """As ``torch.library.register_autograd``, which reads the schema anew in every call."""
+    name = full.partition('::')[2]
+    function = getattr(torch.ops.mmvim_ops, name).default
+    below_autograd = torch._C._AutoDispatchBelowAutograd
+    keys_below = torch._C._after_autograd_keyset
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, keyset, *arguments):
+            with below_autograd():
+                output = function.redispatch(keyset & keys_below, *arguments)
+            ctx.set_materialize_grads(False)
+            save(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return None, *backward(ctx, *grads)
+
+    def kernel(keyset, *arguments):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return Differentiable.apply(keyset, *arguments)
+        with below_autograd():
+            return function.redispatch(keyset & keys_below, *arguments)
+
+    LIBRARY.impl(name, kernel, 'Autograd', with_keyset=True)
+
+
 def define(family: str, implementations: dict[str, Callable | None], saved_states: Callable):
     """Define the operators of a backend and tell torch of their shapes and gradients.
 
@@ -247,10 +289,9 @@ def define(family: str, implementations: dict[str, Callable | None], saved_state
     """
     for name, function in implementations.items():
         full = f'mmvim_ops::{family}_{name}'
-        if function is None:
-            torch.library.define(full, SCHEMAS[name], tags=[torch.Tag.pt2_compliant_tag])
-        else:
-            torch.library.custom_op(full, function, mutates_args=(), schema=SCHEMAS[name])
+        torch.library.define(full, SCHEMAS[name], tags=[torch.Tag.pt2_compliant_tag])
+        if function is not None:
+            torch.library.register_kernel(full, None, function)
         fake = FAKES[name]
         torch.library.register_fake(
             full, partial(fake, saved_states) if name in SAVES_STATES else fake
@@ -259,6 +300,6 @@ def define(family: str, implementations: dict[str, Callable | None], saved_state
         full = f'mmvim_ops::{family}_{name}'
         if name in GRADIENTS:
             save, backward = GRADIENTS[name]
-            torch.library.register_autograd(full, partial(backward, family), setup_context=save)
+            register_gradient(full, save, partial(backward, family))
         elif name.endswith('_backward'):
             torch.library.register_autograd(full, refuse_second_derivative)

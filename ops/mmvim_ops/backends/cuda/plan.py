@@ -1,15 +1,17 @@
-"""How backend 'cuda' cuts a scan into chunks and blocks, what buffers it makes, and the launch."""
+"""How backend 'cuda' cuts a scan into chunks and blocks, and where in memory its sums are."""
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...calls import Direction
-from . import structures
-from .library import DTYPES, address, call, constant, library, limits, matrix, sequence, stream
+from .library import constant, library, limits
 
 FEW_STATES = 16  # more than these are computed in float32 only
+ALIGNMENT = 32  # floats: a buffer begins where a line of the GPU's cache does
 
 # How a scan is cut, from counting and not yet from measuring on a GPU. A multiprocessor's
 # four schedulers are taken to be busy with WARPS warps each; chunks cost a second pass.
@@ -22,38 +24,14 @@ def count_groups(*matrices: Tensor) -> int:
     return max(m.shape[1] if m.ndim == 4 else 1 for m in matrices)
 
 
-class Inputs:
-    """Tensors of one direction in the dtype that the kernels read."""
-
-    def __init__(self, direction: Direction, reverse: bool, dtype: torch.dtype):
-        self.given = direction
-        self.reverse = reverse
-        self.u, self.delta, self.B, self.C = (
-            x.to(dtype) for x in (direction.u, direction.delta, direction.B, direction.C)
-        )
-        self.A, self.D, self.delta_bias = (
-            None if x is None else x.float().contiguous()
-            for x in (direction.A, direction.D, direction.delta_bias)
-        )
-
-    def structure(self, **more) -> structures.Direction:
-        return structures.Direction(
-            reverse=self.reverse,
-            **{name: sequence(getattr(self, name)) for name in ('u', 'delta')},
-            **{name: matrix(getattr(self, name)) for name in 'BC'},
-            **{name: address(getattr(self, name)) for name in ('A', 'D', 'delta_bias')},
-            **more,
-        )
-
-
 def kernel_dtype(z: Tensor | None, directions: list[Direction]) -> torch.dtype:
     """What sequences and matrices are read as: their own dtype where they share one and there are
     kernels for it, else float32."""
-    dtypes, matrices = set() if z is None else {z.dtype}, []
-    for direction in directions:
-        dtypes |= {x.dtype for x in (direction.u, direction.delta, direction.B, direction.C)}
-        matrices += [direction.B, direction.C]
-    plain = directions[0].A.shape[1] <= FEW_STATES and all(m.ndim > 2 for m in matrices)
+    dtypes = set() if z is None else {z.dtype}
+    plain = directions[0].A.shape[1] <= FEW_STATES
+    for u, delta, _, B, C, _, _ in directions:
+        dtypes |= {u.dtype, delta.dtype, B.dtype, C.dtype}
+        plain = plain and B.ndim > 2 and C.ndim > 2
     return dtypes.pop() if plain and len(dtypes) == 1 else torch.float32
 
 
@@ -69,27 +47,46 @@ def count_chunks(warps: int, schedulers: int, length: int) -> int:
     return chunks if SECOND_PASS / min(1, chunks * busy) < 1 / min(1, busy) else 1
 
 
-class Plan:
-    """How a scan is cut into blocks; fills what all of its kernels are given."""
+class Sizes(NamedTuple):
+    """All that a plan depends on."""
 
-    def __init__(self, directions: list[Inputs], z: Tensor | None, softplus: bool, scale: float):
-        first = directions[0]
-        self.u, self.directions, self.z = first.u, directions, z
-        self.device, self.dtype = first.u.device, first.u.dtype
-        self.batch, self.channels, self.length = first.u.shape
-        self.states = first.A.shape[1]
-        self.groups = count_groups(first.B, first.C)
+    device: torch.device
+    batch: int
+    channels: int
+    length: int
+    states: int
+    groups: int
+    directions: int
+    constant: tuple[bool, ...]  # B and C of all directions: whether they are (channels, states)
+    partial: bool  # whether one direction leaves the other its part in a buffer of its own
+
+
+class Offsets(NamedTuple):
+    """Where the buffers of a pass begin in one piece of memory, in bytes; its size in floats."""
+
+    ends: int
+    sums: int
+    partial: int
+    of_directions: tuple[tuple[int, ...], ...]  # backward: B, C, A, D, delta_bias
+    floats: int
+
+
+class Plan(Sizes):
+    """How a scan is cut into blocks. Made once for the same sizes, see :func:`find_plan`."""
+
+    def __init__(self, *_):
         self.library = library(self.device.type)
-        processors, self.shared_bytes = limits(self.device)
+        self.processors, self.shared_bytes = limits(self.device)
         self.per_warp = self.library.mmvim_channels_per_warp(self.states)
-        per_group = self.channels // self.groups
-        warps = len(directions) * self.batch * self.groups * -(-per_group // self.per_warp)
-        chunks = count_chunks(warps, 4 * processors, self.length)
+        self.per_group = self.channels // self.groups
+        warps = self.directions * self.batch * self.groups * -(-self.per_group // self.per_warp)
+        chunks = count_chunks(warps, 4 * self.processors, self.length)
         segment = constant('segment')
         self.chunk_length = -(-self.length // (chunks * segment)) * segment
         self.chunks = -(-self.length // self.chunk_length)
-        self.processors, self.per_group = processors, per_group
-        self.softplus, self.scale = softplus, scale
+        self.forward_warps, self.backward_warps = self.warps(False), self.warps(True)
+        self.backward_splits = self.splits(self.backward_warps)
+        self.forward, self.backward = self.lay_out(False), self.lay_out(True)
 
     def blocks(self, warps: int) -> int:
         """Blocks that share the channels of a group."""
@@ -98,9 +95,9 @@ class Plan:
     def warps(self, backward: bool) -> int:
         """Of a block, per direction. More warps reuse what is read of B and C; fewer balance the
         multiprocessors."""
-        for warps in (2,) if len(self.directions) == 2 else (4, 2):
+        for warps in (2,) if self.directions == 2 else (4, 2):
             bytes_needed = self.library.mmvim_shared_bytes(
-                self.states, warps, len(self.directions), backward
+                self.states, warps, self.directions, backward
             )
             blocks = self.batch * self.chunks * self.groups * self.blocks(warps)
             fits = bytes_needed <= self.shared_bytes and self.blocks(warps // 2) > 1
@@ -112,116 +109,47 @@ class Plan:
         """Rows that sums over channels get: for B and C together at most twice the size of u."""
         return min(self.blocks(warps), max(1, self.per_group // self.states))
 
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=self.device)
+    def lay_out(self, backward: bool) -> Offsets:
+        """The buffers of csrc/cuda/args.h that no caller sees, one after the other."""
+        floats = 0
 
-    def run(
-        self,
-        function: str,
-        directions: list[structures.Direction],
-        backward: bool,
-        splits: int = 1,
-        **more,
-    ) -> None:
-        between = {}
-        if self.chunks > 1:
-            rows = (len(directions), self.batch, self.chunks)
-            between['ends'] = self.empty(*rows, self.states, self.channels)
-            between['sums'] = self.empty(*rows, self.channels)
-        call(
-            function,
-            self.u,
-            structures.Scan(
-                dtype=DTYPES[self.dtype],
-                device=self.device.index or 0,
-                stream=stream(self.u),
-                batch=self.batch,
-                channels=self.channels,
-                length=self.length,
-                states=self.states,
-                groups=self.groups,
-                directions=len(directions),
-                softplus=self.softplus,
-                chunks=self.chunks,
-                chunk_length=self.chunk_length,
-                warps=self.warps(backward),
-                splits=splits,
-                scale=self.scale,
-                z=sequence(self.z),
-                direction=(structures.Direction * 2)(*directions),
-                **{name: x.data_ptr() for name, x in between.items()},
-                **{name: sequence(x) for name, x in more.items()},
-            ),
-        )
+        def room(*shape: int) -> int:
+            nonlocal floats
+            begin = floats
+            floats += -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
+            return 4 * begin
 
-    def partial(self, like: Tensor | None) -> Tensor | None:
-        """What one direction leaves for the other: the result itself where it is float32."""
-        if like is None or len(self.directions) == 1:
-            return None
-        return like if like.dtype == torch.float32 else torch.empty_like(like, dtype=torch.float32)
-
-    def forward(self, out: Tensor, checkpoints: list, last_state: Tensor | None = None) -> None:
-        directions = [
-            inputs.structure(checkpoints=address(saved), last_state=address(last_state))
-            for inputs, saved in zip(self.directions, checkpoints, strict=True)
-        ]
-        self.run('mmvim_scan_forward', directions, False, out=out, partial=self.partial(out))
-
-    def backward(self, grad_out, grad_last_state, checkpoints: list) -> tuple[list, Tensor | None]:
-        """The gradients of each direction, None for those that were not given, and that of z."""
-        warps = self.warps(True)
-        splits = self.splits(warps)
-        directions, buffers = [], []
-        for inputs, saved in zip(self.directions, checkpoints, strict=True):
-            rows = {name: getattr(inputs, name) for name in ('A', 'D', 'delta_bias')}
-            sums = {
-                name: self.empty(self.batch, self.chunks, *reversed(x.shape))
-                for name, x in rows.items()
-                if x is not None
-            }
-            for name in 'BC':
-                if getattr(inputs, name).ndim == 2:
-                    shape = (self.batch, self.chunks, self.states, self.channels)
-                else:
-                    shape = (self.batch, self.groups, splits, self.length, self.states)
-                sums[name] = self.empty(*shape)
-            direct = {f'grad_{n}': torch.empty_like(getattr(inputs, n)) for n in ('u', 'delta')}
-            directions.append(
-                inputs.structure(
-                    checkpoints=address(saved),
-                    grad_last_state=address(grad_last_state),
-                    **{f'grad_{name}': x.data_ptr() for name, x in sums.items()},
-                    **{name: sequence(x) for name, x in direct.items()},
-                )
-            )
-            buffers.append((*direct.values(), sums))
-        grad_z = None if self.z is None else torch.empty_like(self.z)
-        self.run(
-            'mmvim_scan_backward',
-            directions,
-            True,
-            splits,
-            grad_out=grad_out,
-            grad_z=grad_z,
-            partial=self.partial(grad_z),
-        )
-        return [
-            _add_up(inputs.given, *buffer)
-            for inputs, buffer in zip(self.directions, buffers, strict=True)
-        ], grad_z
+        per_chunk = self.batch * self.chunks
+        between = self.directions * per_chunk if self.chunks > 1 else 0
+        ends, sums = room(between, self.states, self.channels), room(between, self.channels)
+        partial = room(self.batch, self.channels, self.length) if self.partial else 0
+        of_directions = []
+        for i in range(self.directions if backward else 0):
+            matrices = [
+                room(per_chunk, self.states, self.channels)
+                if self.constant[2 * i + k]
+                else room(self.batch, self.groups, self.backward_splits, self.length, self.states)
+                for k in (0, 1)
+            ]
+            A = room(per_chunk, self.states, self.channels)
+            vectors = room(per_chunk, self.channels), room(per_chunk, self.channels)
+            of_directions.append((*matrices, A, *vectors))
+        return Offsets(ends, sums, partial, tuple(of_directions), floats)
 
 
-def _add_up(given: Direction, grad_u: Tensor, grad_delta: Tensor, sums: dict) -> Direction:
-    """The gradients of a direction; of those that were not given, None."""
+@lru_cache(maxsize=1024)
+def _make(sizes: tuple, *_) -> Plan:
+    return Plan(*sizes)
 
-    def total(name: str) -> Tensor | None:
-        x = getattr(given, name)
-        if x is None:
-            return None
-        if x.ndim > 2:
-            grad = sums[name].sum(2).mT  # (B, G, N, L)
-            return grad.squeeze(1) if x.ndim == 3 else grad
-        grad = sums[name].sum((0, 1))  # (N, D) or (D,)
-        return grad.mT.contiguous() if x.ndim == 2 else grad
 
-    return Direction(grad_u, grad_delta, *map(total, Direction._fields[2:]))
+def find_plan(directions: list[Direction], dtype: torch.dtype, gate: bool, backward: bool) -> Plan:
+    """The plan for a scan whose tensors are read as ``dtype``."""
+    u, _, A, B, C, _, _ = directions[0]
+    batch, channels, length = u.shape
+    sizes = (
+        *(u.device, batch, channels, length, A.shape[1], count_groups(B, C), len(directions)),
+        tuple(m.ndim == 2 for d in directions for m in (d.B, d.C)),
+        len(directions) == 2 and dtype != torch.float32 and (gate or not backward),
+    )
+    # Whoever puts another rule in place of one of these, as tests do, gets another plan.
+    return _make(sizes, count_chunks, Plan.warps, Plan.splits)
