@@ -108,7 +108,7 @@ def like(x: Tensor | None, u: Tensor) -> Tensor:
 def like_matrix(m: Tensor) -> Tensor:
     """The gradient of B or C: states are the fastest dimension in memory where it varies."""
     if m.ndim == 2:
-        return m.new_empty(m.shape)
+        return torch.empty_like(m, memory_format=torch.contiguous_format)
     return m.new_empty(*m.shape[:-2], m.shape[-1], m.shape[-2]).transpose(-1, -2)
 
 
@@ -129,7 +129,7 @@ def _fake_gradients(direction: Direction) -> Direction:
     return Direction(
         torch.empty_like(u),
         torch.empty_like(delta),
-        A.new_empty(A.shape),
+        torch.empty_like(A, memory_format=torch.contiguous_format),
         like_matrix(B),
         like_matrix(C),
         like(D, u),
@@ -168,15 +168,17 @@ def fake_conv1d(x, weight, bias, silu, reverse) -> Tensor:
 
 
 def fake_conv1d_backward(grad_out, x, weight, bias, silu, reverse) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), weight.new_empty(weight.shape), like(bias, x)
+    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    return torch.empty_like(x), grad_weight, like(bias, x)
 
 
-# Gradients. Under checkpointing, saved_tensors can be read only once. The gradient of an output that
-# was not used is None: zeros for the checkpoints would be as large as they are.
+# Gradients. Under checkpointing, saved_tensors can be read only once. An output that was not used
+# has None for its gradient: zeros for the checkpoints would be as large as they are.
 
 
 def given(grad_out: Tensor | None, u: Tensor) -> Tensor:
-    """The gradient of the output; zeros where only the last state was used."""
+    """The gradient of an output as large as ``u``; zeros where none arrives, as where only the last
+    state was used."""
     return torch.zeros_like(u) if grad_out is None else grad_out
 
 
@@ -224,7 +226,9 @@ def save_conv1d(ctx, inputs, output) -> None:
 
 def conv1d_backward(family: str, ctx, grad_out):
     saved = ctx.saved_tensors
-    grads = operator(family, 'conv1d_backward')(grad_out, *saved, ctx.silu, ctx.reverse)
+    grads = operator(family, 'conv1d_backward')(
+        given(grad_out, saved[0]), *saved, ctx.silu, ctx.reverse
+    )
     return *only_given(saved, grads), None, None
 
 
@@ -249,31 +253,44 @@ GRADIENTS = {
 # register took longer on the host than the kernels of a Vim block take on a GPU.
 
 
-def register_gradient(full: str, save: Callable, backward: Callable) -> None:
-    """As ``torch.library.register_autograd``, which reads the schema anew in every call."""
+def register_gradient(full: str, save: Callable | None, backward: Callable) -> None:
+    """As ``torch.library.register_autograd``, which reads the schema anew in every call.
+
+    Args:
+        full (str): Name of the operator.
+        save (Callable | None): As ``setup_context`` there, with positional arguments.
+        backward (Callable): Gets None for outputs whose gradient is not there.
+    """
     name = full.partition('::')[2]
     function = getattr(torch.ops.mmvim_ops, name).default
+    gives_list = str(function._schema).endswith('-> Tensor[]')
     below_autograd = torch._C._AutoDispatchBelowAutograd
     keys_below = torch._C._after_autograd_keyset
+
+    def compute(keyset, arguments):
+        with below_autograd():
+            return function.redispatch(keyset & keys_below, *arguments)
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
         def forward(ctx, keyset, *arguments):
-            with below_autograd():
-                output = function.redispatch(keyset & keys_below, *arguments)
+            output = compute(keyset, arguments)
             ctx.set_materialize_grads(False)
-            save(ctx, arguments, output)
-            return output
+            if save is not None:
+                save(ctx, arguments, output)
+            return tuple(output) if gives_list else output
 
         @staticmethod
         def backward(ctx, *grads):
             return None, *backward(ctx, *grads)
 
     def kernel(keyset, *arguments):
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return Differentiable.apply(keyset, *arguments)
-        with below_autograd():
-            return function.redispatch(keyset & keys_below, *arguments)
+        if not torch.is_grad_enabled() or not any(
+            isinstance(x, Tensor) and x.requires_grad for x in arguments
+        ):
+            return compute(keyset, arguments)
+        output = Differentiable.apply(keyset, *arguments)
+        return list(output) if gives_list else output
 
     LIBRARY.impl(name, kernel, 'Autograd', with_keyset=True)
 
@@ -302,4 +319,4 @@ def define(family: str, implementations: dict[str, Callable | None], saved_state
             save, backward = GRADIENTS[name]
             register_gradient(full, save, partial(backward, family))
         elif name.endswith('_backward'):
-            torch.library.register_autograd(full, refuse_second_derivative)
+            register_gradient(full, None, refuse_second_derivative)

@@ -20,8 +20,9 @@ SECOND_PASS = 1.8
 SHORTEST_CHUNK = 2  # in segments
 
 
-def count_groups(*matrices: Tensor) -> int:
-    return max(m.shape[1] if m.ndim == 4 else 1 for m in matrices)
+def count_groups(B: Tensor, C: Tensor) -> int:
+    """Both have as many, where they are not constant."""
+    return B.shape[1] if B.ndim == 4 else C.shape[1] if C.ndim == 4 else 1
 
 
 def kernel_dtype(z: Tensor | None, directions: list[Direction]) -> torch.dtype:

@@ -61,7 +61,10 @@ def fit_into_one_launch(call: BidirectionalCall) -> BidirectionalCall | None:
 
 def _widen(direction: Direction, states: int, groups: int) -> Direction:
     """The same scan with so many states and groups."""
-    missing = states - direction.A.shape[1]
+    u, delta, A, B, C, D, delta_bias = direction
+    missing = states - A.shape[1]
+    if not missing and count_groups(B, C) == groups:
+        return direction
 
     def matrix(m: Tensor) -> Tensor:
         if missing:
@@ -72,7 +75,6 @@ def _widen(direction: Direction, states: int, groups: int) -> Direction:
             groups // (m.shape[1] if m.ndim == 4 else 1), dim=1
         )
 
-    u, delta, A, B, C, D, delta_bias = direction
     A = F.pad(A, (0, missing)) if missing else A
     return Direction(u, delta, A, matrix(B), matrix(C), D, delta_bias)
 
