@@ -4,6 +4,7 @@ Their names are ``mmvim_ops::<family>_<operation>``, their schemas those of ``sc
 is what one backend has.
 """
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -253,23 +254,49 @@ GRADIENTS = {
 # register took longer on the host than the kernels of a Vim block take on a GPU.
 
 
-def register_gradient(full: str, save: Callable | None, backward: Callable) -> None:
+def hidden_from_dynamo(function: Callable) -> Callable:
+    """As ``torch.compiler.disable``, which takes seconds to import where nobody compiles."""
+    hidden = None
+
+    def call(*arguments):
+        nonlocal hidden
+        if hidden is None:
+            if 'torch._dynamo' not in sys.modules:
+                return function(*arguments)
+            hidden = torch.compiler.disable(function)
+        return hidden(*arguments)
+
+    return call
+
+
+def register_gradient(
+    full: str, save: Callable | None, backward: Callable, implementation: Callable | None = None
+) -> None:
     """As ``torch.library.register_autograd``, which reads the schema anew in every call.
 
     Args:
         full (str): Name of the operator.
         save (Callable | None): As ``setup_context`` there, with positional arguments.
         backward (Callable): Gets None for outputs whose gradient is not there.
+        implementation (Callable | None): What is called where nothing (tracing, a mode, a wrapped
+            tensor) stands between autograd and the operator; None leaves that to torch, too.
     """
     name = full.partition('::')[2]
     function = getattr(torch.ops.mmvim_ops, name).default
     gives_list = str(function._schema).endswith('-> Tensor[]')
     below_autograd = torch._C._AutoDispatchBelowAutograd
     keys_below = torch._C._after_autograd_keyset
+    plain = {
+        torch._C.DispatchKeySet(key).raw_repr()
+        for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
+    }
 
     def compute(keyset, arguments):
+        keyset = keyset & keys_below
         with below_autograd():
-            return function.redispatch(keyset & keys_below, *arguments)
+            if implementation is not None and keyset.raw_repr() in plain:
+                return implementation(*arguments)
+            return function.redispatch(keyset, *arguments)
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
@@ -292,7 +319,7 @@ def register_gradient(full: str, save: Callable | None, backward: Callable) -> N
         output = Differentiable.apply(keyset, *arguments)
         return list(output) if gives_list else output
 
-    LIBRARY.impl(name, kernel, 'Autograd', with_keyset=True)
+    LIBRARY.impl(name, hidden_from_dynamo(kernel), 'Autograd', with_keyset=True)
 
 
 def define(family: str, implementations: dict[str, Callable | None], saved_states: Callable):
@@ -313,10 +340,10 @@ def define(family: str, implementations: dict[str, Callable | None], saved_state
         torch.library.register_fake(
             full, partial(fake, saved_states) if name in SAVES_STATES else fake
         )
-    for name in implementations:
+    for name, function in implementations.items():
         full = f'mmvim_ops::{family}_{name}'
         if name in GRADIENTS:
             save, backward = GRADIENTS[name]
-            register_gradient(full, save, partial(backward, family))
+            register_gradient(full, save, partial(backward, family), function)
         elif name.endswith('_backward'):
-            register_gradient(full, None, refuse_second_derivative)
+            register_gradient(full, None, refuse_second_derivative, function)
