@@ -58,7 +58,7 @@ class Sizes(NamedTuple):
     states: int
     groups: int
     directions: int
-    constant: tuple[bool, ...]  # B and C of all directions: whether they are (channels, states)
+    matrices: tuple[str, ...]  # B and C of all directions: 'constant', 'float32' or 'half'
     partial: bool  # whether one direction leaves the other its part in a buffer of its own
 
 
@@ -68,7 +68,9 @@ class Offsets(NamedTuple):
     ends: int
     sums: int
     partial: int
-    of_directions: tuple[tuple[int, ...], ...]  # backward: B, C, A, D, delta_bias
+    # Backward: those of the sums for B, C, A, D and delta_bias; None where there is one block that
+    # writes to the gradient itself.
+    of_directions: tuple[tuple[int | None, ...], ...]
     floats: int
 
 
@@ -125,17 +127,24 @@ class Plan(Sizes):
         ends, sums = room(between, self.states, self.channels), room(between, self.channels)
         partial = room(self.batch, self.channels, self.length) if self.partial else 0
         of_directions = []
+
+        def matrix(kind: str) -> int | None:
+            if kind == 'constant':
+                return room(per_chunk, self.states, self.channels)
+            if kind == 'float32' and self.backward_splits == 1:
+                return None
+            return room(self.batch, self.groups, self.backward_splits, self.length, self.states)
+
         for i in range(self.directions if backward else 0):
-            matrices = [
-                room(per_chunk, self.states, self.channels)
-                if self.constant[2 * i + k]
-                else room(self.batch, self.groups, self.backward_splits, self.length, self.states)
-                for k in (0, 1)
-            ]
+            B, C = map(matrix, self.matrices[2 * i : 2 * i + 2])
             A = room(per_chunk, self.states, self.channels)
             vectors = room(per_chunk, self.channels), room(per_chunk, self.channels)
-            of_directions.append((*matrices, A, *vectors))
+            of_directions.append((B, C, A, *vectors))
         return Offsets(ends, sums, partial, tuple(of_directions), floats)
+
+
+def _kind(m: Tensor) -> str:
+    return 'constant' if m.ndim == 2 else 'float32' if m.dtype is torch.float32 else 'half'
 
 
 @lru_cache(maxsize=1024)
@@ -149,7 +158,7 @@ def find_plan(directions: list[Direction], dtype: torch.dtype, gate: bool, backw
     batch, channels, length = u.shape
     sizes = (
         *(u.device, batch, channels, length, A.shape[1], count_groups(B, C), len(directions)),
-        tuple(m.ndim == 2 for d in directions for m in (d.B, d.C)),
+        tuple(_kind(m) for d in directions for m in (d.B, d.C)),
         len(directions) == 2 and dtype != torch.float32 and (gate or not backward),
     )
     # Whoever puts another rule in place of one of these, as tests do, gets another plan.

@@ -36,6 +36,7 @@ from .library import (
 from .plan import count_groups, find_plan, kernel_dtype
 from .structures import NO_DIRECTION, NO_GRADIENT, NO_SEQUENCE, filled
 
+SUMMED = ('B', 'C', 'A', 'D', 'delta_bias')  # over what blocks leave
 NO_GRADIENTS = (0,) * 14  # what a direction has from grad_last_state on
 MOST_STATES_OF_TWO = 64  # of two directions in one launch: what any GPU has shared memory for
 
@@ -160,24 +161,24 @@ def _backward(
     grad_out, grad_last_state = cast(grad_out, dtype), packed(grad_last_state)
     of_directions, totals, copies = [], [], []
     for i, (given, saved, into) in enumerate(zip(directions, checkpoints, grads, strict=True)):
-        left = [begin + offset for offset in launch.layout.of_directions[i]]
-        wanted = [
-            *(gradient(into.B, given.B), gradient(into.C, given.C), gradient(into.A, given.A)),
-            *(gradient(into.D, given.D), gradient(into.delta_bias, given.delta_bias)),
-        ]
-        for k, (m, grad) in enumerate(((given.B, into.B), (given.C, into.C))):
-            # The only sum is the gradient.
-            if plan.backward_splits == 1 and m.ndim > 2 and m.dtype is torch.float32:
-                left[k], wanted[k] = grad.data_ptr(), NO_GRADIENT
+        sums = []
+        # In the order of structures.Direction and Totals.
+        for name, offset in zip(SUMMED, launch.layout.of_directions[i], strict=True):
+            grad = getattr(into, name)
+            if offset is None:
+                sums.append(grad.data_ptr())
+                totals += NO_GRADIENT
+            else:
+                sums.append(begin + offset)
+                totals += gradient(grad, getattr(given, name))
         grad_u, grad_delta = like_in(into.u, dtype), like_in(into.delta, dtype)
         copies += [(into.u, grad_u), (into.delta, grad_delta)]
         of_directions.append(
             launch.direction(
                 *(i, 0, address(saved), address(grad_last_state)),
-                *(*sequence(grad_u), *sequence(grad_delta), *left),
+                *(*sequence(grad_u), *sequence(grad_delta), *sums),
             )
         )
-        totals += [value for pair in wanted for value in pair]
     result = None if z is None else like_in(grad_z, dtype)
     copies.append((grad_z, result))
     scan = launch.scan(of_directions, None, grad_out, result)
