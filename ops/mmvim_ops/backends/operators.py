@@ -177,7 +177,7 @@ def fake_conv1d_backward(grad_out, x, weight, bias, silu, reverse) -> tuple[Tens
 # has None for its gradient: zeros for the checkpoints would be as large as they are.
 
 
-def given(grad_out: Tensor | None, u: Tensor) -> Tensor:
+def or_zeros(grad_out: Tensor | None, u: Tensor) -> Tensor:
     """The gradient of an output as large as ``u``; zeros where none arrives, as where only the last
     state was used."""
     return torch.zeros_like(u) if grad_out is None else grad_out
@@ -200,7 +200,7 @@ def save_scan(ctx, inputs, output) -> None:
 def scan_backward(family: str, ctx, grad_out, grad_last_state, _):
     saved = ctx.saved_tensors
     grads = operator(family, 'scan_backward')(
-        given(grad_out, saved[0]), grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
+        or_zeros(grad_out, saved[0]), grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
     )
     *tensors, _ = saved
     return *only_given(tensors, grads), None, None, None
@@ -214,7 +214,7 @@ def save_bidirectional_scan(ctx, inputs, output) -> None:
 def bidirectional_scan_backward(family: str, ctx, grad_out, *_):
     saved = ctx.saved_tensors
     grads = operator(family, 'bidirectional_scan_backward')(
-        given(grad_out, saved[0]), *saved, ctx.delta_softplus, ctx.scale
+        or_zeros(grad_out, saved[0]), *saved, ctx.delta_softplus, ctx.scale
     )
     *tensors, _, _ = saved
     return *only_given(tensors, grads), None, None, None
@@ -228,7 +228,7 @@ def save_conv1d(ctx, inputs, output) -> None:
 def conv1d_backward(family: str, ctx, grad_out):
     saved = ctx.saved_tensors
     grads = operator(family, 'conv1d_backward')(
-        given(grad_out, saved[0]), *saved, ctx.silu, ctx.reverse
+        or_zeros(grad_out, saved[0]), *saved, ctx.silu, ctx.reverse
     )
     return *only_given(saved, grads), None, None
 
@@ -250,8 +250,8 @@ GRADIENTS = {
 }
 
 
-# How an operator is registered with torch. torch.library has functions for that; calling what they
-# register took longer on the host than the kernels of a Vim block take on a GPU.
+# How a gradient is registered with torch. torch.library has a function for that; what it registers
+# took half of a call's time on the host.
 
 
 def hidden_from_dynamo(function: Callable) -> Callable:
