@@ -29,6 +29,7 @@ test: install ## the test suite without what is marked slow [PYTEST_ARGS=...]
 
 test-all: install ## the whole test suite [PYTEST_ARGS=...]
 	$(PYTEST) $(PYTEST_ARGS)
+	MMVIM_TEST_EMULATED=1 $(PYTEST) -m 'not triton' tests/ops/gpu
 
 # mmpretrain needs torchvision, hence the CUDA build of torch: an environment of its own.
 test-cls: export MMVIM_TASKS = cls

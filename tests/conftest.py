@@ -19,13 +19,15 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 @pytest.fixture(autouse=True)
 def scope_of_its_own():
-    """A runner makes its scope the default of the whole process; each test gives it back."""
+    """A runner makes its scope the default of the whole process: tests start without one, and give
+    back what there was."""
     if find_spec('mmengine') is None:  # the ops are tested by themselves, too
         yield
         return
     from mmengine.registry import DefaultScope
 
     before = dict(DefaultScope._instance_dict)
+    DefaultScope._instance_dict.clear()
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)

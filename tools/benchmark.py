@@ -6,8 +6,9 @@
     python tools/benchmark.py --device cuda --dtype bf16 --run graph --batch-size 64
     python tools/benchmark.py --huge                            # up to 16384 x 16384, Vim only
 
-Every model has a process of its own. At each size, the models take turns, one step each, and the
-median over the turns is given, with half of the range as its spread. The peak memory is that of the
+Every model has a process of its own, on the CPU a new one at each size. At each size, the models
+take turns, one step each, and the median over the turns is given, with half of the range as its
+spread. The peak memory is that of the
 first step, beyond what the model and the images take; on the CPU, only Linux tells it. A model that
 runs out of memory is reported as such and the others go on. DeiT is measured with torch's fused
 attention and with an explicit softmax, which stores the attention matrix, as the Vim paper did.
@@ -84,8 +85,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             '--memory-limit and --batch-size max limit the memory of a process, which needs Linux; '
             f'this is {platform.system()}'
         )
-    if args.run == 'graph' and (args.device != 'cuda' or args.mode != 'forward'):
-        parser.error('--run graph needs --device cuda and --mode forward')
+    if args.run == 'graph' and (args.device != 'cuda' or args.part not in ('backbone', 'pyramid')):
+        parser.error('--run graph needs --device cuda and --part backbone or pyramid')
     if args.batch_size != 'max' and not args.batch_size.isdigit():
         parser.error(f"--batch-size must be a number or 'max', got {args.batch_size}")
     args.batch_size = 0 if args.batch_size == 'max' else max(1, int(args.batch_size))
@@ -128,25 +129,39 @@ def memory_limit(args: argparse.Namespace) -> int | None:
     return read_bytes(path, 'MemAvailable') * 9 // 10
 
 
-def measure(subjects: list[Subject], args: argparse.Namespace, advance) -> list[Result]:
-    """Take turns until all have ``args.repeat`` times."""
-    workers = []
-    try:
-        for subject in subjects:
-            advance(f'{subject.model} at {subject.size}: first step', 0)
-            worker = Worker(subject, args.threads, memory_limit(args), args.warm_up)
-            workers.append(worker)
-            worker.prepare()
-        for turn in range(args.repeat):
-            for worker in workers:
-                times = worker.result.times
-                advance(f'{worker.result.subject.model} at {worker.result.subject.size}', 1)
-                if turn == 0 or sum(times) < args.max_seconds:
-                    worker.step()
-    finally:
+def start_worker(args: argparse.Namespace) -> Worker:
+    limit = memory_limit(args) if args.device == 'cpu' else None
+    return Worker(args.threads, limit, args.warm_up)
+
+
+def measure(
+    subjects: list[Subject], workers: list[Worker | None], args: argparse.Namespace, advance
+) -> list[Result]:
+    """Take turns until all have ``args.repeat`` times.
+
+    Args:
+        subjects (list[Subject]): Those of one size.
+        workers (list[Worker | None]): One for each, or None where it has to be started; those that
+            are left at the end can be used again.
+    """
+    if args.device == 'cuda':  # its minutes are short: start at the same time, and once
+        workers[:] = [worker or start_worker(args) for worker in workers]
+    for index, subject in enumerate(subjects):
+        advance(f'{subject.model} at {subject.size}: first step', 0)
+        workers[index] = workers[index] or start_worker(args)
+        workers[index].prepare(subject)
+    for turn in range(args.repeat):
         for worker in workers:
+            times = worker.result.times
+            advance(f'{worker.result.subject.model} at {worker.result.subject.size}', 1)
+            if turn == 0 or sum(times) < args.max_seconds:
+                worker.step()
+    results = [worker.result for worker in workers]
+    for index, worker in enumerate(workers):
+        if args.device == 'cpu' or worker.result.status != 'ok':
             worker.close()
-    return [worker.result for worker in workers]
+            workers[index] = None
+    return results
 
 
 def machine(args: argparse.Namespace) -> dict:
@@ -188,9 +203,17 @@ def main() -> None:
         def advance(text: str, steps: int) -> None:
             bar.update(task, description=text, advance=steps)
 
-        for group in groups:
-            results += measure(group, args, advance)
-            report.save(args.out / 'benchmark.json', results, about)
+        workers: list[Worker | None] = [None] * len(args.models)
+        stopped = False
+        try:
+            for group in groups:
+                results += measure(group, workers, args, advance)
+                report.save(args.out / 'benchmark.json', results, about)
+        except KeyboardInterrupt:  # what is known so far is still shown
+            stopped = True
+        finally:
+            for worker in filter(None, workers):
+                worker.close()
     show(console, results, args)
     about['time of the whole run'] = f'{time.perf_counter() - start:.0f} s'
     report.save(args.out / 'benchmark.json', results, about)
@@ -202,6 +225,8 @@ def main() -> None:
     failed = [r for r in results if r.status not in ('ok', 'out of memory')]
     for result in failed:
         console.print(f'{result.subject.model} at {result.subject.size}: {result.status}')
+    if stopped:
+        sys.exit('stopped: the sizes after these were not measured')
     sys.exit(1 if failed else 0)
 
 

@@ -51,7 +51,7 @@ class Subject:
         device (str): ``'cpu'`` or ``'cuda'``.
         dtype (str): ``'fp32'``, or ``'bf16'`` or ``'fp16'`` by autocast.
         run (str): ``'eager'``, ``'compile'`` (torch.compile) or ``'graph'`` (a CUDA graph of the
-            forward pass).
+            whole step; of a backbone or a pyramid).
     """
 
     model: str
@@ -73,8 +73,8 @@ def build_backbone(name: str, size: int) -> nn.Module:
     return MODELS.build(cfg)
 
 
-def build_whole(name: str, part: str) -> tuple[nn.Module, str]:
-    """The model of a config, and the scope it belongs to."""
+def build_whole(name: str, part: str, size: int) -> tuple[nn.Module, str]:
+    """The model of a config, for images of this size, and the scope it belongs to."""
     family, arch, *variant = name.split('-')
     attention = '-global' if family == 'deit' else ''
     path = CONFIGS / WHOLE[part].format(family=family, name=f'{family}-{arch}', attention=attention)
@@ -88,7 +88,7 @@ def build_whole(name: str, part: str) -> tuple[nn.Module, str]:
     if part == 'detector':
         cfg.model.data_preprocessor.pop('batch_augments', None)  # pads to the config's size
     else:
-        cfg.model.data_preprocessor.size = None
+        cfg.model.data_preprocessor.size = (size, size)
     return MODELS.build(cfg.model), cfg.default_scope
 
 
@@ -101,7 +101,7 @@ class Step:
         torch.manual_seed(0)
         self.subject = subject
         if subject.part in WHOLE:
-            self.model, scope = build_whole(subject.model, subject.part)
+            self.model, scope = build_whole(subject.model, subject.part, subject.size)
             self.backbone = self.model.backbone
             batch = generate_batch(scope, subject.batch_size, subject.size)
         else:
@@ -139,13 +139,17 @@ class Step:
     def __call__(self) -> None:
         if self.subject.run == 'graph':
             self._replay()
-        elif self.subject.mode == 'train':
+        else:
+            self._work()
+        if self.subject.device == 'cuda':
+            torch.cuda.synchronize()
+
+    def _work(self) -> None:
+        if self.subject.mode == 'train':
             self._train()
         else:
             with torch.inference_mode():
                 self._predict()
-        if self.subject.device == 'cuda':
-            torch.cuda.synchronize()
 
     def _autocast(self):
         dtype = DTYPES[self.subject.dtype]
@@ -172,15 +176,16 @@ class Step:
 
     def _replay(self) -> None:
         if self.graph is None:
-            with torch.inference_mode():
-                side = torch.cuda.Stream()
-                with torch.cuda.stream(side):
-                    for _ in range(3):
-                        self._predict()
-                torch.cuda.current_stream().wait_stream(side)
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    self._predict()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    self._work()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._work()  # gradients are set to None in it, so replays do not add to them
+            self.graph = graph
         self.graph.replay()
 
     def count_flops(self) -> int | None:

@@ -1,6 +1,6 @@
-"""A process of its own for each subject, so that one that runs out of memory takes nothing along.
+"""A process of its own for each model, so that one that runs out of memory takes nothing along.
 
-Workers hold their models and wait; the parent lets them run one step in turn, so that a machine
+Workers hold their subjects and wait; the parent lets them run one step in turn, so that a machine
 that slows down slows all of them down.
 """
 
@@ -102,6 +102,8 @@ def prepare(subject: Subject, warm_up: int) -> tuple[Step, Result]:
         step = largest_step(subject)
     else:
         step = Step(subject)
+    if subject.device == 'cuda':
+        torch.cuda.empty_cache()  # others share the GPU
     memory = PeakMemory(subject.device)
     before = memory.reset()
     step()
@@ -113,18 +115,21 @@ def prepare(subject: Subject, warm_up: int) -> tuple[Step, Result]:
     return step, result
 
 
-def serve(pipe, subject: Subject, threads: int, limit: int | None, warm_up: int) -> None:
-    """Run in the worker: answer ``'prepare'`` with a Result and ``'step'`` with seconds."""
+def serve(pipe, threads: int, limit: int | None, warm_up: int) -> None:
+    """Run in the worker: answer a Subject with a Result, and ``'step'`` with its seconds.
+
+    A failure is the last answer.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     warnings.simplefilter('ignore')
     torch.set_num_threads(threads)
     step = None
     try:
-        if subject.device == 'cpu':
-            limit_memory(limit)
-        while pipe.recv() != 'stop':
-            if step is None:
-                step, answer = prepare(subject, warm_up)
+        limit_memory(limit)
+        while (asked := pipe.recv()) != 'stop':
+            if isinstance(asked, Subject):
+                step = None  # frees its memory
+                step, answer = prepare(asked, warm_up)
             else:
                 start = time.perf_counter()
                 step()
@@ -139,26 +144,26 @@ def serve(pipe, subject: Subject, threads: int, limit: int | None, warm_up: int)
 
 
 class Worker:
-    """The parent's side of one subject's process.
+    """The parent's side of a process that runs one subject at a time.
 
     Args:
-        subject (Subject): What it runs; a batch size of 0 means the largest that fits.
         threads (int): Of torch.
-        limit (int | None): Bytes that the process may ask for on the CPU.
+        limit (int | None): Bytes of memory, not of a GPU, that the process may ask for.
         warm_up (int): Steps before the first timed one.
     """
 
-    def __init__(self, subject: Subject, threads: int, limit: int | None, warm_up: int) -> None:
+    result: Result  # of the subject that was prepared last
+
+    def __init__(self, threads: int, limit: int | None, warm_up: int) -> None:
         context = multiprocessing.get_context('spawn')
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=serve, args=(theirs, subject, threads, limit, warm_up), daemon=True
+            target=serve, args=(theirs, threads, limit, warm_up), daemon=True
         )
         self.process.start()
         theirs.close()
-        self.result = Result(subject)
 
-    def _ask(self, what: str):
+    def _ask(self, what: Subject | str):
         """The answer, or None once nothing more is to be had from the process."""
         try:
             self.pipe.send(what)
@@ -172,8 +177,13 @@ class Worker:
             return None
         return answer
 
-    def prepare(self) -> None:
-        self.result = self._ask('prepare') or self.result
+    def prepare(self, subject: Subject) -> None:
+        """Take a subject in place of the one before; a batch size of 0: the largest that fits.
+
+        Where that failed the process has ended, and takes no further one.
+        """
+        self.result = Result(subject)
+        self.result = self._ask(subject) or self.result
 
     def step(self) -> None:
         """Run and time one step, if nothing is in the way."""

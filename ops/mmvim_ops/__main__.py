@@ -9,66 +9,23 @@ from importlib import metadata
 import torch
 
 from . import memory
-from .backends import BACKENDS, Backend, choose_backend
+from .backends import BACKENDS, Backend, choose_backend, self_check
 from .backends.cpp import library
-from .interface import (
-    Direction,
-    bidirectional_selective_scan,
-    causal_conv1d,
-    selective_scan,
-)
-from .naive import causal_conv1d_naive, selective_scan_naive
 
-TOLERANCE = 1e-4
+DTYPES = {'': torch.float32, ' in bfloat16': torch.bfloat16}
 
 
-def arguments(device: str) -> dict[str, torch.Tensor]:
-    """A small scan with everything in it."""
-    torch.manual_seed(0)
-    batch, channels, length, states = 2, 40, 300, 16
-    sequences = {name: torch.randn(batch, length, channels).mT for name in ('u', 'delta', 'z')}
-    matrices = {name: torch.randn(batch, states, length) for name in 'BC'}
-    vectors = {name: torch.randn(channels) for name in ('D', 'delta_bias')}
-    tensors = {'A': -torch.rand(channels, states), **sequences, **matrices, **vectors}
-    return {name: x.to(device).requires_grad_() for name, x in tensors.items()}
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
-
-
-def gradients(actual, expected, leaves, weight) -> zip:
-    """Pairs of the gradients of two outputs."""
-    return zip(
-        torch.autograd.grad(actual, leaves, weight, retain_graph=True),
-        torch.autograd.grad(expected, leaves, weight, retain_graph=True),
-        strict=True,
-    )
-
-
-def check(backend: str, device: str) -> float:
-    """Largest relative error against the specification: scan, both directions, convolution, and
-    their gradients."""
-    given = arguments(device)
-    leaves = list(given.values())
-    out = selective_scan(**given, delta_softplus=True, reverse=True, backend=backend)
-    expected = selective_scan_naive(**given, delta_softplus=True, reverse=True)
-    weight = torch.randn(out.shape).to(device)
-    pairs = [(out, expected)]
-    pairs += gradients(out, expected, leaves, weight)
-    z = given.pop('z')
-    direction = Direction(**given)
-    both = bidirectional_selective_scan(direction, direction, z, True, backend=backend)
-    expected = expected + selective_scan_naive(**given, z=z, delta_softplus=True)
-    pairs.append((both, expected))
-    pairs += gradients(both, expected, leaves, weight)
-    taps = torch.randn(given['u'].shape[1], 4).to(device).requires_grad_()
-    leaves = [given['u'], taps, given['D']]
-    convolved = causal_conv1d(*leaves, backend=backend)
-    expected = causal_conv1d_naive(*leaves)
-    pairs.append((convolved, expected))
-    pairs += gradients(convolved, expected, leaves, weight)
-    return max(relative_error(*pair) for pair in pairs)
+def check(backend: Backend, device: str) -> tuple[str, bool]:
+    """What the errors against the specification are on a device, and whether they are small: scan,
+    both directions, convolution, and their gradients."""
+    errors, wrong = [], []
+    for name, dtype in DTYPES.items():
+        found = self_check.differences(backend, device, dtype, self_check.Specification())
+        errors.append(f'{self_check.largest_error(found):.0e}{name}')
+        wrong.append(self_check.what_is_wrong(found))
+    named = [line for line in wrong if line]
+    verdict = 'WRONG' if named else 'ok'
+    return '; '.join([f'{device}: {verdict}, error {", ".join(errors)}', *named]), not named
 
 
 def describe(backend: Backend) -> tuple[str, bool]:
@@ -80,12 +37,9 @@ def describe(backend: Backend) -> tuple[str, bool]:
     results = []
     for device in filter(backend.runs_on, devices):
         try:
-            error = check(backend.name, device)
+            results.append(check(backend, device))
         except Exception as problem:  # whatever it is, the other backends are still reported
             results.append((f'{device}: FAILED, {type(problem).__name__}: {problem}', False))
-        else:
-            verdict = 'ok' if error < TOLERANCE else 'WRONG'
-            results.append((f'{device}: {verdict}, error {error:.0e}', error < TOLERANCE))
     return '; '.join(line for line, _ in results), all(fine for _, fine in results)
 
 
@@ -126,7 +80,9 @@ def main() -> int:
         fine &= backend_is_fine
     print(f'default on the CPU: {choose_backend(None, "cpu").name}')
     if torch.cuda.is_available():
-        print(f'default on the GPU: {choose_backend(None, "cuda").name}')
+        gpu = torch.device('cuda', torch.cuda.current_device())
+        checked = '' if self_check.ENABLED else f', not checked as {self_check.SWITCH}=0'
+        print(f'default on the GPU: {choose_backend(None, gpu).name}{checked}')
     return 0 if fine else 1
 
 

@@ -76,7 +76,8 @@ def selective_scan(
         TypeError: An argument is no tensor, not of a real floating dtype, or float64 is mixed with
             other dtypes.
         ValueError: A rank, shape or device does not fit, the groups do not divide the channels, or
-            the backend is unknown, cannot run here or does not take the call.
+            the backend is unknown, cannot run here, does not take the call, or has failed the check
+            of itself that comes before its first call on a GPU.
         NotImplementedError: An argument has a forward-mode derivative.
     """
     check_scan(u, delta, A, B, C, D, z, delta_bias)
@@ -84,7 +85,7 @@ def selective_scan(
     refuse_forward_mode('selective_scan', *direction, z)
     with_state = flag('return_last_state', return_last_state)
     call = ScanCall(direction, z, flag('delta_softplus', delta_softplus), flag('reverse', reverse))
-    out, last_state = choose_backend(backend, u.device.type, u.dtype, call).scan(call)
+    out, last_state = choose_backend(backend, u.device, u.dtype, call).scan(call)
     return (out, last_state) if with_state else out
 
 
@@ -129,7 +130,7 @@ def bidirectional_selective_scan(
     softplus = flag('delta_softplus', delta_softplus)
     call = BidirectionalCall(forward, backward, z, softplus, float(scale))
     u = forward.u
-    return choose_backend(backend, u.device.type, u.dtype, call).bidirectional_scan(call)
+    return choose_backend(backend, u.device, u.dtype, call).bidirectional_scan(call)
 
 
 def causal_conv1d(
@@ -172,7 +173,7 @@ def causal_conv1d(
     refuse_forward_mode('causal_conv1d', x, weight, bias)
     taps = weight.squeeze(1) if weight.ndim == 3 else weight
     call = Conv1dCall(x, taps, bias, activation == 'silu', flag('reverse', reverse))
-    return choose_backend(backend, x.device.type, x.dtype, call).conv1d(call)
+    return choose_backend(backend, x.device, x.dtype, call).conv1d(call)
 
 
 def scan_segment_(
@@ -227,7 +228,7 @@ def scan_segment_(
         *(out, state, direction, z, flag('delta_softplus', delta_softplus)),
         *(flag('reverse', reverse), flag('accumulate', accumulate), float(scale)),
     )
-    choose_backend(backend, u.device.type, u.dtype, call).scan_segment_(call)
+    choose_backend(backend, u.device, u.dtype, call).scan_segment_(call)
 
 
 scan_block_ = scan_segment_  # its former name

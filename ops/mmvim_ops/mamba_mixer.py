@@ -1,6 +1,7 @@
 """The whole token mixer of a Mamba block as one differentiable operation."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,7 @@ def mamba_mixer(
     refuse_forward_mode(
         'mamba_mixer', tokens, *weights, *(x for direction in directions for x in direction[:7])
     )
-    out = choose_backend(backend, tokens.device.type, tokens.dtype).mamba_mixer(call)
+    out = choose_backend(backend, tokens.device, tokens.dtype).mamba_mixer(call)
     if out is not None:
         return out
 
@@ -101,9 +102,11 @@ def mamba_mixer(
     exporting = getattr(torch.compiler, 'is_exporting', bool)()
     if recompute == 'none' or exporting or not torch.is_grad_enabled():
         return mix(project(tokens))
+    # There is nothing random in it, and a CUDA graph cannot read the generator's state.
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if recompute == 'all':
-        return checkpoint(lambda tokens: mix(project(tokens)), tokens, use_reentrant=False)
-    return checkpoint(mix, project(tokens), use_reentrant=False)
+        return again(lambda tokens: mix(project(tokens)), tokens)
+    return again(mix, project(tokens))
 
 
 def mix_channels(

@@ -6,9 +6,9 @@ Loading backend 'cpp' changes two things for the whole process: glibc keeps more
 switches both off. It is read once, when mmvim_ops is imported.
 """
 
-import os
-
 import torch
+
+from .environment import is_on
 
 SWITCH = 'MMVIM_OPS_TUNE_MEMORY'
 
@@ -19,10 +19,7 @@ def is_tuned() -> bool:
     Raises:
         ValueError: It is neither 0 nor 1.
     """
-    value = os.environ.get(SWITCH, '1')
-    if value not in ('0', '1'):
-        raise ValueError(f'{SWITCH} must be 0 or 1, got {value!r}')
-    return value == '1'
+    return is_on(SWITCH)
 
 
 def keep_freed_memory() -> None:

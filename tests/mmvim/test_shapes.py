@@ -246,7 +246,7 @@ def test_mmseg_reads_the_labels_with_the_zero_class_ignored(ade20k):
 
     dataset = DATASETS.build(
         dict(
-            type='ShapesDataset',
+            type='mmseg.ShapesDataset',
             data_root=str(ade20k),
             data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
             pipeline=[

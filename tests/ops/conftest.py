@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent / 'cuda_emulation'))
 from build_emulation import build, find_compiler
 
 from mmvim_ops.backends import BACKENDS
+from mmvim_ops.backends.cuda import plan as cuda_plan
 from mmvim_ops.backends.cuda.library import emulate
 
 if find_compiler() is not None:
@@ -35,3 +36,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Function that has backend 'cuda' cut scans in another way than it chooses."""
+
+    def fix(**fixed):
+        choose = cuda_plan.choose_cut  # which may be fixed in part
+        monkeypatch.setattr(
+            cuda_plan, 'choose_cut', lambda *given: choose(*given)._replace(**fixed)
+        )
+
+    return fix
+
+
+@pytest.fixture
+def chunks(cut):
+    """Cut every length into as many chunks as there can be."""
+    cut(chunks=1000)

@@ -1,10 +1,11 @@
 """The depthwise causal convolution against its specification."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
-from scan_cases import CPU_BACKENDS, DOUBLE_BACKENDS, assert_same
+from scan_cases import CPU_BACKENDS, DOUBLE_BACKENDS, assert_same, to_double, upstream
 
 from mmvim_ops import causal_conv1d
 from mmvim_ops.naive import causal_conv1d_naive
@@ -35,7 +36,7 @@ def run(function, arguments, **more):
     given = [x.detach().requires_grad_() for x in arguments if x is not None]
     out = function(*given, **more)
     torch.manual_seed(1)
-    grads = torch.autograd.grad(out, given, torch.randn(out.shape).to(out))
+    grads = torch.autograd.grad(out, given, upstream(out))
     return dict(zip(('out', 'x', 'weight', 'bias'), (out, *grads), strict=False))
 
 
@@ -51,7 +52,8 @@ def test_agrees_with_the_specification(activation, reverse, backend):
         assert_same(
             run(causal_conv1d, arguments, **options, backend=backend),
             run(causal_conv1d_naive, arguments, **options),
-            1e-5,
+            2e-5,  # a channel's sum over time may cancel, and the specification be lucky
+            partial(run, causal_conv1d_naive, to_double(arguments), **options),
         )
 
 

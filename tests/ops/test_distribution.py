@@ -11,7 +11,7 @@ from distutils.core import run_setup  # setuptools' own, also where Python has n
 
 from distributions import build_sdist, build_wheel
 
-import mmvim_ops
+from mmvim_ops import version
 from mmvim_ops.backends import compiled, schemas
 from mmvim_ops.backends.cpp import library as cpp
 
@@ -30,7 +30,7 @@ def test_the_op_installs_alone_and_needs_torch_only(monkeypatch):
     folders = {path.parent.relative_to(OPS) for path in (OPS / 'mmvim_ops').rglob('*.py')}
     assert {name.replace('.', '/') for name in distribution.packages} == set(map(str, folders))
     assert distribution.install_requires == ['torch>=2.4']
-    assert distribution.get_version() == mmvim_ops.version.__version__
+    assert distribution.get_version() == version.__version__
     for extension in distribution.ext_modules:
         assert extension.name in ('mmvim_ops._cpp', 'mmvim_ops._cuda')
         assert all(Path(source).exists() for source in extension.sources)

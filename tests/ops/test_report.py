@@ -40,3 +40,5 @@ def test_a_backend_that_is_wrong_is_named_and_fails(capsys, monkeypatch):
         status, lines = lines_of(capsys)
         assert status == 1
         assert verdict in lines['torch']
+        assert 'the scan in both directions' in lines['torch']
+        assert 'convolution' not in lines['torch']  # it is right

@@ -1,14 +1,18 @@
 """tools/benchmark.py: what it writes, how it compares, and that memory running out is a result."""
 
+import importlib.util
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from command_line import passed, refused, tool
+import torch
+from command_line import ROOT, passed, refused, tool
 
 from mmvim.benchmark import report
 from mmvim.benchmark.subjects import MODEL_NAMES, Subject
-from mmvim.benchmark.worker import OUT_OF_MEMORY, Result
+from mmvim.benchmark.worker import OUT_OF_MEMORY, Result, Worker, prepare
 
 
 def results():
@@ -54,6 +58,92 @@ def test_plot(tmp_path):
 
 def test_both_kinds_of_attention_are_named():
     assert {'deit-tiny-fused', 'deit-tiny-explicit', 'vim-tiny'} <= set(MODEL_NAMES)
+
+
+def benchmark():
+    """The command line tool as a module."""
+    spec = importlib.util.spec_from_file_location('benchmark_tool', ROOT / 'tools/benchmark.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class FakeWorker:
+    """Runs out of memory with explicit attention from side 64 on."""
+
+    started = 0
+
+    def __init__(self, *_):
+        FakeWorker.started += 1
+        self.closed = False
+
+    def prepare(self, subject):
+        assert not self.closed
+        fails = subject.model.endswith('explicit') and subject.size >= 64
+        self.result = Result(subject, status=OUT_OF_MEMORY if fails else 'ok')
+
+    def step(self):
+        if self.result.status == 'ok':
+            self.result.times.append(1.0)
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize(('device', 'started'), [('cuda', 3), ('cpu', 6)])
+def test_processes_are_kept_on_a_gpu_until_they_fail(device, started, monkeypatch):
+    module = benchmark()
+    monkeypatch.setattr(module, 'Worker', FakeWorker)
+    monkeypatch.setattr(FakeWorker, 'started', 0)
+    args = SimpleNamespace(
+        device=device, threads=1, memory_limit=1, warm_up=1, repeat=2, max_seconds=9
+    )
+    workers, found = [None, None], []
+    for size in (48, 64, 128):
+        subjects = [Subject(m, 'backbone', size) for m in ('vim-tiny', 'deit-tiny-explicit')]
+        found += module.measure(subjects, workers, args, lambda *_: None)
+    if device == 'cuda':  # the last one that failed is not started again
+        assert [worker is None for worker in workers] == [False, True]
+        assert FakeWorker.started == 1 + 2
+    else:
+        assert workers == [None, None]
+    assert FakeWorker.started == started
+    assert [r.status for r in found] == ['ok', 'ok', *['ok', OUT_OF_MEMORY] * 2]
+    assert [len(r.times) for r in found] == [2, 2, 2, 0, 2, 0]
+
+
+def test_a_whole_model_cannot_be_a_graph(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    given = ['--device', 'cuda', '--run', 'graph', '--mode', 'train']
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *given, '--part', 'pyramid'])
+    benchmark().parse_args()
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *given, '--part', 'segmentor'])
+    with pytest.raises(SystemExit):
+        benchmark().parse_args()
+    assert '--part backbone or pyramid' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['forward', 'train'])
+def test_a_segmentor_takes_a_step_at_any_size(mode):
+    step, result = prepare(Subject('vim-tiny', 'segmentor', 64, mode, batch_size=2), warm_up=1)
+    assert result.tokens == 16
+    trained = [p.grad is not None for p in step.model.backbone.parameters()]
+    assert any(trained) == (mode == 'train')
+
+
+@pytest.mark.slow
+def test_a_process_takes_one_subject_after_the_other():
+    worker = Worker(threads=1, limit=None, warm_up=1)
+    try:
+        for size in (32, 48):
+            worker.prepare(Subject('vim-tiny', 'backbone', size))
+            worker.step()
+            assert worker.result.status == 'ok'
+            assert worker.result.tokens == (size // 16) ** 2
+            assert len(worker.result.times) == 1
+    finally:
+        worker.close()
 
 
 @pytest.mark.slow

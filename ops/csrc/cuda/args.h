@@ -40,7 +40,8 @@ struct Scan {
   int64_t dtype, device, stream;
   int64_t batch, channels, length, states, groups, directions, softplus;
   int64_t chunks, chunk_length;      // the length is cut into chunks that run side by side
-  int64_t warps;                     // of a block, per direction; four of all at most
+  int64_t warps;                     // of a block, per direction; sixteen of all at most
+  int64_t lanes;                     // that share a channel, where there are at most 16 states
   int64_t splits;                    // backward: blocks that share the channels of a group
   double scale;
   Sequence z, out;
@@ -76,8 +77,6 @@ struct Convolution {
   Gradient grad_weight, grad_bias;   // (channels, taps), (channels)
 };
 
-constexpr int kSteps = 16;      // of a tile, which is in shared memory at a time
-constexpr int kStride = 4;      // whose states backward holds in registers at once
 constexpr int kSegment = 64;    // between two checkpoints; chunks are multiples of it
 constexpr int kMostStates = 256;
 constexpr int kConvSteps = 64;  // of a tile of the convolution

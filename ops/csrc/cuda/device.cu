@@ -13,12 +13,6 @@ using namespace mmvim;
 
 namespace {
 
-template <class Shape> int64_t shared_bytes(int64_t warps, int64_t directions, bool backward) {
-  int64_t floats = backward ? BackwardMemory<Shape>::floats(warps)
-                            : ForwardMemory<Shape>::floats(warps);
-  return 4 * floats * directions;
-}
-
 }  // namespace
 
 // Python reads this from the file before it loads it.
@@ -37,11 +31,21 @@ MMVIM_API const char* mmvim_device_limits(int64_t device, int64_t* limits) {
   return device_limits(device, limits);
 }
 
-MMVIM_API int64_t mmvim_channels_per_warp(int64_t states) { return channels_per_warp(states); }
+MMVIM_API int64_t mmvim_channels_per_warp(int64_t states, int64_t lanes) {
+  return with_shape(states, lanes, [](auto shape) { return int64_t(shape.kChannels); });
+}
 
-MMVIM_API int64_t mmvim_shared_bytes(int64_t states, int64_t warps, int64_t directions,
-                                     int64_t backward) {
-  if (states <= Small::kStates) return shared_bytes<Small>(warps, directions, backward);
-  if (states <= Medium::kStates) return shared_bytes<Medium>(warps, directions, backward);
-  return shared_bytes<Large>(warps, directions, backward);
+MMVIM_API int64_t mmvim_most_threads(int64_t states, int64_t backward) {
+  return with_shape(states, 8, [&](auto shape) {
+    return backward ? int64_t(kBackwardThreads<decltype(shape)>) : int64_t(kForwardThreads);
+  });
+}
+
+MMVIM_API int64_t mmvim_shared_bytes(int64_t states, int64_t lanes, int64_t warps,
+                                     int64_t directions, int64_t backward) {
+  return with_shape(states, lanes, [&](auto shape) {
+    using Shape = decltype(shape);
+    return 4 * directions * (backward ? BackwardMemory<Shape>::floats(warps)
+                                      : ForwardMemory<Shape, 2>::floats(warps));
+  });
 }

@@ -85,6 +85,13 @@ template <int kBytes> struct WordsOf { using type = Words4; };
 template <> struct WordsOf<8> { using type = Words2; };
 template <> struct WordsOf<4> { using type = Word; };
 
+template <int N, class T> __device__ __forceinline__ void copy_words(T* to, const T* from) {
+  using Words = typename WordsOf<sizeof(T) * N>::type;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(T) * N / sizeof(Words)); i++)
+    reinterpret_cast<Words*>(to)[i] = reinterpret_cast<const Words*>(from)[i];
+}
+
 constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kLargest = 3.4028234e38f;
 constexpr float kLn2 = 0.69314718055994531f;

@@ -6,26 +6,26 @@
 namespace mmvim {
 
 template <class T>
-__device__ __forceinline__ void write_quad(const Sum& sum, int64_t row, int64_t at, int count,
-                                           const float (&values)[kQuad]) {
+__device__ __forceinline__ void write_columns(const Sum& sum, int64_t row, int64_t at, int count,
+                                           const float (&values)[kColumns]) {
   T* to = static_cast<T*>(sum.to) + row * sum.inner;
   if (sum.in_words && sum.lines == 1) {
-    using Words = typename WordsOf<kQuad * sizeof(T)>::type;
-    alignas(16) T narrow[kQuad];
+    using Words = typename WordsOf<kColumns * sizeof(T)>::type;
+    alignas(16) T narrow[kColumns];
 #pragma unroll
-    for (int i = 0; i < kQuad; i++) assign(narrow[i], values[i]);
+    for (int i = 0; i < kColumns; i++) assign(narrow[i], values[i]);
     *reinterpret_cast<Words*>(to + at) = *reinterpret_cast<const Words*>(narrow);
     return;
   }
   const int64_t columns = sum.inner / sum.lines;
 #pragma unroll
-  for (int i = 0; i < kQuad; i++)
+  for (int i = 0; i < kColumns; i++)
     if (i < count) assign(to[(at + i) % columns * sum.lines + (at + i) / columns], values[i]);
 }
 
 __global__ void __launch_bounds__(kFinishThreads) finish(const __grid_constant__ Sums sums) {
   MMVIM_SHARED(memory);
-  float* shared = reinterpret_cast<float*>(memory);      // (parts, width, kQuad)
+  float* shared = reinterpret_cast<float*>(memory);      // (parts, width, kColumns)
   int64_t block = blockIdx.x;
   int which = 0;
   while (block >= sums.first[which + 1]) which++;
@@ -34,45 +34,45 @@ __global__ void __launch_bounds__(kFinishThreads) finish(const __grid_constant__
   const int thread = int(threadIdx.x), parts = sum.parts, width = kFinishThreads / parts;
   const int part = thread / width;
   const int64_t row = block / sum.blocks;
-  const int64_t at = (block % sum.blocks * width + thread % width) * kQuad;
+  const int64_t at = (block % sum.blocks * width + thread % width) * kColumns;
   const int64_t left = sum.inner - at;
-  const int count = int(left < 0 ? 0 : left < kQuad ? left : kQuad);
+  const int count = int(left < 0 ? 0 : left < kColumns ? left : kColumns);
   const float* from = sum.from + row * sum.rows * sum.stride + at;
-  float total[kQuad] = {};
+  float total[kColumns] = {};
   if (sum.in_words && count > 0) {
 #pragma unroll 4
     for (int64_t r = part; r < sum.rows; r += parts) {
-      alignas(16) float values[kQuad];
+      alignas(16) float values[kColumns];
       *reinterpret_cast<Words4*>(values) = *reinterpret_cast<const Words4*>(from + r * sum.stride);
 #pragma unroll
-      for (int i = 0; i < kQuad; i++) total[i] += values[i];
+      for (int i = 0; i < kColumns; i++) total[i] += values[i];
     }
   } else {
 #pragma unroll 4
     for (int64_t r = part; r < sum.rows; r += parts)
 #pragma unroll
-      for (int i = 0; i < kQuad; i++)
+      for (int i = 0; i < kColumns; i++)
         if (i < count) total[i] += from[r * sum.stride + i];
   }
   if (parts > 1) {
 #pragma unroll
-    for (int i = 0; i < kQuad; i++) shared[thread * kQuad + i] = total[i];
+    for (int i = 0; i < kColumns; i++) shared[thread * kColumns + i] = total[i];
     __syncthreads();
     if (part > 0) return;
     for (int other = 1; other < parts; other++)
 #pragma unroll
-      for (int i = 0; i < kQuad; i++) total[i] += shared[(other * width + thread) * kQuad + i];
+      for (int i = 0; i < kColumns; i++) total[i] += shared[(other * width + thread) * kColumns + i];
   }
   if (count == 0) return;
-  if (sum.dtype == kFloat32) return write_quad<float>(sum, row, at, count, total);
-  if (sum.dtype == kFloat16) return write_quad<__half>(sum, row, at, count, total);
-  write_quad<__nv_bfloat16>(sum, row, at, count, total);
+  if (sum.dtype == kFloat32) return write_columns<float>(sum, row, at, count, total);
+  if (sum.dtype == kFloat16) return write_columns<__half>(sum, row, at, count, total);
+  write_columns<__nv_bfloat16>(sum, row, at, count, total);
 }
 
 const char* add_up(const Sums& sums, int64_t stream) {
   if (sums.count == 0) return nullptr;
   return launch(finish, sums.first[sums.count], kFinishThreads,
-                kFinishThreads * kQuad * int64_t(sizeof(float)), stream, sums);
+                kFinishThreads * kColumns * int64_t(sizeof(float)), stream, sums);
 }
 
 }  // namespace mmvim

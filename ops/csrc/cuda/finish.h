@@ -10,7 +10,7 @@
 namespace mmvim {
 
 constexpr int kFinishThreads = 128, kFinishMost = 32;    // most: of the parts of a block
-constexpr int kQuad = 4;
+constexpr int kColumns = 4;
 constexpr int64_t kFinishBlocks = 512;    // of a sum: with fewer, rows are shared by more threads
 constexpr int kMostSums = 10;             // of two directions, five each
 
@@ -27,7 +27,7 @@ struct Sum {
   int parts;
   bool in_words;             // four columns are one word, there and here
 
-  int64_t quads() const { return (inner + kQuad - 1) / kQuad; }
+  int64_t pieces() const { return (inner + kColumns - 1) / kColumns; }
 };
 
 struct Sums {
@@ -42,13 +42,13 @@ struct Sums {
     Sum s{from, to.data, to.dtype, outer, rows, inner, lines, stride, 0, 1, false};
     auto blocks = [&] {
       int64_t width = kFinishThreads / s.parts;
-      return (s.quads() + width - 1) / width;
+      return (s.pieces() + width - 1) / width;
     };
     while (s.parts < kFinishMost && 2 * s.parts <= rows && outer * blocks() < kFinishBlocks)
       s.parts *= 2;
     s.blocks = blocks();
     auto whole = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-    s.in_words = stride % kQuad == 0 && inner % kQuad == 0 && whole(from) && whole(to.data);
+    s.in_words = stride % kColumns == 0 && inner % kColumns == 0 && whole(from) && whole(to.data);
     first[count + 1] = first[count] + outer * s.blocks;
     sum[count++] = s;
   }

@@ -6,38 +6,43 @@
 
 namespace mmvim {
 
-// Up to 16 states a warp has 16 channels; more states than that are rare, and get one type only.
-using Small = Shape<4, 4, 2>;
-using Medium = Shape<16, 4, 2>;
-using Large = Shape<32, 8, 1>;
+// Up to 16 states, either four lanes share a channel, which costs less per state, or eight, which
+// makes twice as many warps. More states than that are rare, and get one type only.
+using Small4 = Shape<4, 4>;
+using Small8 = Shape<8, 2>;
+using Medium = Shape<16, 4>;
+using Large = Shape<32, 8>;
 
-// What mmvim_ops/backends/cuda has to know to make buffers: the channels of a warp.
-inline int64_t channels_per_warp(int64_t states) {
-  return states <= Small::kStates ? Small::kChannels
-      : states <= Medium::kStates ? Medium::kChannels : Large::kChannels;
+// f(shape) with that of so many states and, where there is a choice, lanes per channel.
+template <class F> auto with_shape(int64_t states, int64_t lanes, F f) {
+  if (states <= Small4::kStates) return lanes == Small4::P ? f(Small4()) : f(Small8());
+  return states <= Medium::kStates ? f(Medium()) : f(Large());
 }
 
 // task.run<element type, shape, whether B or C may be constant>() on the right device.
 template <class Task> const char* choose(const Scan& scan, const Task& task) {
   if (const char* error = use_device(scan.device)) return error;
+  if (scan.states > kMostStates) return "too many states";
   bool constant = false;
   for (int64_t i = 0; i < scan.directions; i++)
     constant |= !scan.direction[i].B.varying || !scan.direction[i].C.varying;
-  if (scan.states <= Small::kStates && !constant) {
-    if (scan.dtype == kBfloat16) return task.template run<__nv_bfloat16, Small, false>();
-#ifdef MMVIM_ONLY_BFLOAT16      // a quick look at what the compiler makes of the kernels
-  }
-  return "compiled for bfloat16 only";
-#else
-    if (scan.dtype == kFloat16) return task.template run<__half, Small, false>();
-    if (scan.dtype == kFloat32) return task.template run<float, Small, false>();
-  }
-  if (scan.dtype != kFloat32) return "constant matrices and more than 16 states need float32";
-  if (scan.states <= Small::kStates) return task.template run<float, Small, true>();
-  if (scan.states <= Medium::kStates) return task.template run<float, Medium, true>();
-  if (scan.states <= Large::kStates) return task.template run<float, Large, true>();
-  return "too many states";
+  return with_shape(scan.states, scan.lanes, [&](auto shape) -> const char* {
+    using Shape = decltype(shape);
+    if constexpr (Shape::kStates <= 16)
+      if (!constant) {
+        if (scan.dtype == kBfloat16) return task.template run<__nv_bfloat16, Shape, false>();
+#ifndef MMVIM_ONLY_BFLOAT16      // a quick look at what the compiler makes of the kernels
+        if (scan.dtype == kFloat16) return task.template run<__half, Shape, false>();
+        if (scan.dtype == kFloat32) return task.template run<float, Shape, false>();
 #endif
+      }
+#ifdef MMVIM_ONLY_BFLOAT16
+    return "compiled for bfloat16 only";
+#else
+    if (scan.dtype != kFloat32) return "constant matrices and more than 16 states need float32";
+    return task.template run<float, Shape, true>();
+#endif
+  });
 }
 
 }  // namespace mmvim

@@ -1,29 +1,29 @@
 // How a block is laid out, and where its states and matrices are.
 //
 // A block owns `width` neighbouring channels of one group in one chunk of one batch element, for
-// one direction or, with half of its warps each, for two. A warp's lanes are cut as Shape says: P
-// lanes share a channel, S states each, and every lane has R channels, so that a value of B or C
-// that was read from shared memory serves R times. Sequences are read once per element, by all
-// threads, along whichever of channel and time is next to each other in memory; what depends on an
-// element alone (softplus, gate) is computed there, once. Time is counted in the order of the scan.
+// one direction or, with half of its warps each, for two. P lanes share a channel, with S states
+// each. What depends on an element (a channel at a step) alone, such as softplus and gate, is
+// computed once, by the one of the P lanes that owns it: it reads the element from memory, leaves
+// for the others of its warp what the recurrence needs, gets their sums and writes the results. So
+// warps share nothing but the tiles of B and C. Time is counted in the order of the scan.
 #pragma once
 #include "args.h"
 #include "device.h"
 
 namespace mmvim {
 
-template <int P_, int S_, int R_> struct Shape {
-  static constexpr int P = P_, S = S_, R = R_;
-  static constexpr int kStates = P * S;
-  static constexpr int kRows = 32 / P;                 // lanes with different channels
-  static constexpr int kChannels = kRows * R;          // of a warp
-  static constexpr int kPitch = kStates + 4;           // of a step of B or C, 16-byte aligned
-  static constexpr int kElements = (kSteps * kChannels + 31) / 32;   // of a tile, per thread
-  static constexpr int kKept = S > kRows ? S / kRows : 1;     // states of a lane after sum_rows
-};
+constexpr int kSteps = 16;      // of a tile, of which B and C are in shared memory
+constexpr int kQuad = 4;        // steps whose sums over states are taken together
 
-// Steps of a tile begin in different banks of shared memory, and at multiples of 16 bytes.
-constexpr int kPadding = 4;
+template <int P_, int S_> struct Shape {
+  static constexpr int P = P_, S = S_;
+  static constexpr int kStates = P * S;
+  static constexpr int kChannels = 32 / P;             // of a warp
+  static constexpr int kPitch = kStates + 4;           // of a step of B or C, 16-byte aligned
+  static constexpr int kOwn = P < kSteps ? kSteps / P : 1;    // elements of a tile that a lane owns
+  static constexpr int kHold = S > 2 ? 4 : 8;          // steps whose states backward holds at once
+  static constexpr int kBuffers = kStates > 64 ? 1 : 2;       // backward: of a tile
+};
 
 __host__ __device__ inline int64_t blocks_per_group(const Scan& scan, int64_t width) {
   return (scan.channels / scan.groups + width - 1) / width;
@@ -32,11 +32,12 @@ __host__ __device__ inline int64_t blocks_per_group(const Scan& scan, int64_t wi
 // A place in the grid and in the block.
 template <class Shape> struct Place {
   int direction, thread, threads, warp, lane, part, row;   // thread: within the direction
-  int width, pitch;              // channels of the block, and of a step of a tile in shared memory
+  int width;                     // channels of the block
   int batch, group, chunk, line;    // line: batch * chunks + chunk; in the grid, so below 2^31
   int split;
-  int member, first_channel;     // of the block, within its group and of all
-  int channels;                  // that exist
+  int member;                    // first channel of the block, within its group
+  int channel;                   // of this lane
+  bool exists;                   // whether there is such a channel
   int64_t begin;                 // time of the first step of the scan
   int step;                      // +1 or -1
   int length;                    // of the chunk
@@ -47,7 +48,6 @@ template <class Shape> struct Place {
     thread = int(threadIdx.x) % threads;
     warp = thread / 32, lane = thread % 32, part = lane % Shape::P, row = lane / Shape::P;
     width = int(scan.warps) * Shape::kChannels;
-    pitch = width + kPadding;
     unsigned i = blockIdx.x;
     split = int(i % unsigned(blocks)), i /= unsigned(blocks);
     group = int(i % unsigned(scan.groups)), i /= unsigned(scan.groups);
@@ -64,63 +64,89 @@ template <class Shape> struct Place {
   __device__ void choose(const Scan& scan, int block) {
     int per_group = int(scan.channels / scan.groups);
     member = block * width;
-    first_channel = group * per_group + member;
-    channels = per_group - member < width ? per_group - member : width;
+    int of_group = member + warp * Shape::kChannels + row;
+    channel = group * per_group + of_group;
+    exists = of_group < per_group;
   }
 
-  __device__ int channel(int r) const {
-    return warp * Shape::kChannels + r * Shape::kRows + row;
-  }
   __device__ int64_t time(int step_of_chunk) const { return begin + step * step_of_chunk; }
+
+  // The steps of tile i.
+  __device__ int steps(int i) const {
+    int left = length - i * kSteps;
+    return left < kSteps ? left : kSteps;
+  }
+  // In a tile, the j-th step that this lane owns, and whether it owns it.
+  __device__ int own(int j) const { return j * Shape::P + part; }
+  __device__ bool owns(int j, int steps) const { return exists && own(j) < steps; }
+};
+
+// The elements of a sequence that a lane owns.
+template <class T, class Shape> struct Own {
+  const Place<Shape>& place;
+  T* line;             // of this lane's channel
+  int64_t apart;       // between two times
+
+  __device__ __forceinline__ Own(const Sequence& x, const Place<Shape>& place)
+      : place(place),
+        line(static_cast<T*>(x.data) + place.batch * x.batch + place.channel * x.channel),
+        apart(x.time) {}
+
+  __device__ __forceinline__ T& at(int tile, int j) const {
+    return line[place.time(tile * kSteps + place.own(j)) * apart];
+  }
+  // Those of a tile; zero where there is none.
+  template <class V> __device__ __forceinline__ void load(int tile, V (&to)[Shape::kOwn]) const {
+    const int steps = place.steps(tile);
+#pragma unroll
+    for (int j = 0; j < Shape::kOwn; j++) {
+      assign(to[j], 0.f);
+      if (place.owns(j, steps)) to[j] = at(tile, j);
+    }
+  }
 };
 
 // B or C as the recurrence reads it: S values of a step for this lane.
 template <class T, class Shape, bool kConstant> struct Coefficients {
-  const float* tile;
   bool varying;
-  float fixed[kConstant ? Shape::R : 1][Shape::S];
+  float fixed[Shape::S];
 
-  __device__ __forceinline__ Coefficients(const Matrix& m, const float* tile) : tile(tile) {
-    varying = !kConstant || m.varying;
-  }
+  __device__ __forceinline__ explicit Coefficients(const Matrix& m)
+      : varying(!kConstant || m.varying) {}
   __device__ __forceinline__ void choose(const Matrix& m, const Place<Shape>& place, int states) {
     if constexpr (kConstant) {
       if (varying) return;
 #pragma unroll
-      for (int r = 0; r < Shape::R; r++)
-#pragma unroll
-        for (int s = 0; s < Shape::S; s++) {
-          int c = place.channel(r), n = place.part * Shape::S + s;
-          bool exists = c < place.channels && n < states;
-          int64_t at = (place.first_channel + c) * m.channel + n * m.state;
-          fixed[r][s] = exists ? to_float(static_cast<const T*>(m.data)[at]) : 0.f;
-        }
+      for (int s = 0; s < Shape::S; s++) {
+        int n = place.part * Shape::S + s;
+        fixed[s] = place.exists && n < states
+            ? to_float(static_cast<const T*>(m.data)[place.channel * m.channel + n * m.state])
+            : 0.f;
+      }
     }
   }
-  __device__ __forceinline__ void at(int t, int r, int part, float (&values)[Shape::S]) const {
+  __device__ __forceinline__ void at(const float* tile, int t, int part,
+                                     float (&values)[Shape::S]) const {
     if (!kConstant || varying) {
+      constexpr int kWord = Shape::S % 4 == 0 ? 4 : Shape::S;
 #pragma unroll
-      for (int s = 0; s < Shape::S; s += 4) {
-        float4 v = *reinterpret_cast<const float4*>(tile + t * Shape::kPitch + part * Shape::S + s);
-        values[s] = v.x, values[s + 1] = v.y, values[s + 2] = v.z, values[s + 3] = v.w;
-      }
+      for (int s = 0; s < Shape::S; s += kWord)
+        copy_words<kWord>(values + s, tile + t * Shape::kPitch + part * Shape::S + s);
     } else {
 #pragma unroll
-      for (int s = 0; s < Shape::S; s++) values[s] = fixed[kConstant ? r : 0][s];
+      for (int s = 0; s < Shape::S; s++) values[s] = fixed[s];
     }
   }
 };
 
-// f(r, s, channel, state) for the pairs of this lane that exist.
+// f(s, state) for the states of this lane that exist.
 template <class Shape, class F>
 __device__ __forceinline__ void each_state(const Place<Shape>& place, int states, F f) {
 #pragma unroll
-  for (int r = 0; r < Shape::R; r++)
-#pragma unroll
-    for (int s = 0; s < Shape::S; s++) {
-      int c = place.channel(r), n = place.part * Shape::S + s;
-      if (c < place.channels && n < states) f(r, s, place.first_channel + c, int64_t(n));
-    }
+  for (int s = 0; s < Shape::S; s++) {
+    int n = place.part * Shape::S + s;
+    if (place.exists && n < states) f(s, int64_t(n));
+  }
 }
 
 // A · log2 e; finite, as a tile is filled up with steps of Δ = 0, which must not touch the states.
@@ -132,37 +158,39 @@ __device__ __forceinline__ float scaled_A(float A) {
 // The same of a lane's states, zero where there is no such channel or state.
 template <class Shape>
 __device__ __forceinline__ void load_A(const Scan& scan, const Place<Shape>& place,
-                                       float (&A)[Shape::R][Shape::S]) {
+                                       float (&A)[Shape::S]) {
   const float* from = scan.direction[place.direction].A;
 #pragma unroll
-  for (int r = 0; r < Shape::R; r++)
-#pragma unroll
-    for (int s = 0; s < Shape::S; s++) A[r][s] = 0;
-  each_state(place, int(scan.states), [&](int r, int s, int64_t c, int64_t n) {
-    A[r][s] = scaled_A(from[c * scan.states + n]);
+  for (int s = 0; s < Shape::S; s++) A[s] = 0;
+  each_state(place, int(scan.states), [&](int s, int64_t n) {
+    A[s] = scaled_A(from[place.channel * scan.states + n]);
   });
+}
+
+// Of a vector of the arguments, this lane's channel; zero where there is none.
+template <class Shape>
+__device__ __forceinline__ float load_channel(const Place<Shape>& place, const float* from) {
+  return from != nullptr && place.exists ? from[place.channel] : 0.f;
 }
 
 // Into and out of (lines, states, channels).
 template <class Shape>
 __device__ __forceinline__ void load_states(const Scan& scan, const Place<Shape>& place,
                                             const float* from, int64_t line,
-                                            float (&h)[Shape::R][Shape::S]) {
+                                            float (&h)[Shape::S]) {
 #pragma unroll
-  for (int r = 0; r < Shape::R; r++)
-#pragma unroll
-    for (int s = 0; s < Shape::S; s++) h[r][s] = 0;
+  for (int s = 0; s < Shape::S; s++) h[s] = 0;
   if (from == nullptr) return;
-  each_state(place, int(scan.states), [&](int r, int s, int64_t c, int64_t n) {
-    h[r][s] = from[(line * scan.states + n) * scan.channels + c];
+  each_state(place, int(scan.states), [&](int s, int64_t n) {
+    h[s] = from[(line * scan.states + n) * scan.channels + place.channel];
   });
 }
 template <class Shape>
 __device__ __forceinline__ void store_states(const Scan& scan, const Place<Shape>& place,
                                              float* to, int64_t line,
-                                             const float (&h)[Shape::R][Shape::S]) {
-  each_state(place, int(scan.states), [&](int r, int s, int64_t c, int64_t n) {
-    to[(line * scan.states + n) * scan.channels + c] = h[r][s];
+                                             const float (&h)[Shape::S]) {
+  each_state(place, int(scan.states), [&](int s, int64_t n) {
+    to[(line * scan.states + n) * scan.channels + place.channel] = h[s];
   });
 }
 
@@ -176,8 +204,8 @@ __device__ __forceinline__ float* ends_of(const Scan& scan, const Place<Shape>& 
 
 // Sum over the P lanes of a channel of the values of four steps; returns that of step part % 4.
 template <class Shape>
-__device__ __forceinline__ float sum_parts(const float (&x)[kStride], int part) {
-  static_assert(kStride == 4 && Shape::P >= 4, "");
+__device__ __forceinline__ float sum_parts(const float (&x)[kQuad], int part) {
+  static_assert(kQuad == 4 && Shape::P >= 4, "");
   bool second = part & 2, odd = part & 1;
   float a = second ? x[2] : x[0], b = second ? x[3] : x[1];
   a += shuffle_xor(second ? x[0] : x[2], 2);
@@ -187,6 +215,25 @@ __device__ __forceinline__ float sum_parts(const float (&x)[kStride], int part) 
 #pragma unroll
   for (int mask = 4; mask < Shape::P; mask *= 2) sum += shuffle_xor(sum, mask);
   return sum;
+}
+
+// The same of four steps from `from` on of a tile, to the lanes that own them.
+template <class Shape>
+__device__ __forceinline__ void sum_to_owners(const float (&x)[kQuad], const Place<Shape>& place,
+                                              int from, float (&own)[Shape::kOwn]) {
+  constexpr int kQuads = Shape::P / kQuad;      // lanes whose part is the same but for a multiple of 4
+  float sum = sum_parts<Shape>(x, place.part);
+  const int quad = from / kQuad;
+#pragma unroll
+  for (int j = 0; j < Shape::kOwn; j++)
+    if (quad / kQuads == j && place.part / kQuad == quad % kQuads) own[j] = sum;
+}
+
+// Sum over the P lanes of a channel.
+template <class Shape> __device__ __forceinline__ float sum_lanes(float x) {
+#pragma unroll
+  for (int mask = 1; mask < Shape::P; mask *= 2) x += shuffle_xor(x, mask);
+  return x;
 }
 
 // Which of two directions comes to an element of the sequence first? The one that comes second finds
@@ -214,14 +261,6 @@ struct ArrivalOrder {
     Arrival arrival = compare((last - t) / kSteps);
     return arrival == Arrival::kFirst || (arrival == Arrival::kMixed && direction == 0);
   }
-};
-
-// Shared memory in floats.
-template <class Shape> struct Layout {
-  int sequence, matrix;   // of one tile
-  __host__ __device__ Layout(int64_t warps)
-      : sequence(kSteps * (int(warps) * Shape::kChannels + kPadding)),
-        matrix(kSteps * Shape::kPitch) {}
 };
 
 }  // namespace mmvim

@@ -14,7 +14,7 @@ struct Forward {
     if (scan.chunks > 1)
       if (const char* error = find_starts<T, Shape, kConstant, false>(scan)) return error;
     return launch(scan_forward<T, Shape, kConstant>, blocks, int(32 * scan.warps * scan.directions),
-                  4 * ForwardMemory<Shape>::floats(scan.warps) * scan.directions, scan.stream, scan);
+                  forward_bytes<Shape, 2>(scan.warps, scan.directions), scan.stream, scan);
   }
 };
 

@@ -7,69 +7,40 @@
 
 namespace mmvim {
 
-// One step of the recurrence for the states of a lane: h = exp(Δ A) h + x m.
-template <class Shape>
-__device__ __forceinline__ void advance(float delta, float x, const float (&A)[Shape::S],
-                                        const float (&m)[Shape::S], float (&h)[Shape::S]) {
-#pragma unroll
-  for (int s = 0; s < Shape::S; s++) h[s] = fmaf(exp2(delta * A[s]), h[s], x * m[s]);
+constexpr int kForwardThreads = 384;     // of a block, at most
+
+__device__ __forceinline__ float step_size(float raw, bool with_softplus) {
+  float soft = softplus(raw);     // no branch: elements go side by side
+  return with_softplus ? soft : raw;
 }
 
-__device__ __forceinline__ float step_size(float raw, float bias, bool with_softplus) {
-  float plain = raw + bias, soft = softplus(plain);     // no branch: elements go side by side
-  return with_softplus ? soft : plain;
-}
+// What the recurrence needs of an element, besides B and C: Δ and Δ u; for the adjoint, Δ and the
+// gradient of y.
+struct alignas(8) Element {
+  float delta, value;
+};
 
-// Per channel of the block: a vector of the arguments, zero where it is missing.
-template <class Shape>
-__device__ __forceinline__ void load_vector(const Place<Shape>& place, const float* from,
-                                            float* to) {
-  for (int c = place.thread; c < place.width; c += place.threads)
-    to[c] = from != nullptr && c < place.channels ? from[place.first_channel + c] : 0.f;
-}
+// Shared memory of one direction. A tile of step i is written while tile i - 1 is still read, so
+// there are two of each, and one barrier per tile suffices.
+template <class Shape, int kMatrices> struct ForwardMemory {
+  static constexpr int kMatrix = kSteps * Shape::kPitch;
+  static constexpr int kElements = kSteps * Shape::kChannels;     // of a warp
+  float* matrices;       // (2, matrices, steps, pitch)
+  Element* elements;     // of this warp: (2, steps, channels)
 
-// Δ and Δ u of a thread's piece of a tile, into shared memory; steps that do not exist have Δ = 0.
-template <class T, class Shape>
-__device__ __forceinline__ void put_steps(const Piece<Shape>& piece, int count,
-                                          const T (&u)[Shape::kElements],
-                                          const T (&raw)[Shape::kElements], const float* bias,
-                                          bool with_softplus, float* delta_tile,
-                                          float* scaled_tile) {
-  alignas(16) float delta[Shape::kElements], scaled[Shape::kElements], added[Shape::kElements];
-  piece.get_channels(bias, added);
-#pragma unroll
-  for (int j = 0; j < Shape::kElements; j++) {
-    float soft = step_size(to_float(raw[j]), added[j], with_softplus);
-    delta[j] = j < count ? soft : 0.f;
-    scaled[j] = delta[j] * to_float(u[j]);
+  __device__ ForwardMemory(const Place<Shape>& place, float4* memory) {
+    float* own = reinterpret_cast<float*>(memory) + place.direction * floats(place.threads / 32);
+    matrices = own;
+    elements = reinterpret_cast<Element*>(own + 2 * kMatrices * kMatrix)
+        + place.warp * 2 * kElements;
   }
-  piece.put(delta_tile, delta);
-  piece.put(scaled_tile, scaled);
-}
-
-// D u of the same.
-template <class T, class Shape>
-__device__ __forceinline__ void put_skipped(const Piece<Shape>& piece,
-                                            const T (&u)[Shape::kElements], const float* skip,
-                                            bool with_skip, float* tile) {
-  alignas(16) float y[Shape::kElements];
-  piece.get_channels(skip, y);
-#pragma unroll
-  for (int j = 0; j < Shape::kElements; j++) y[j] = with_skip ? y[j] * to_float(u[j]) : 0.f;
-  piece.put(tile, y);
-}
-
-template <class Shape> struct EndsMemory {
-  float *matrix, *delta, *value, *bias;
-  __host__ __device__ EndsMemory(int64_t warps, float* memory, int direction) {
-    Layout<Shape> layout(warps);
-    memory += direction * floats(warps);
-    matrix = memory, delta = matrix + layout.matrix, value = delta + layout.sequence;
-    bias = value + layout.sequence;
+  __device__ float* matrix(int tile, int which) const {
+    return matrices + ((tile & 1) * kMatrices + which) * kMatrix;
   }
+  __device__ Element* tile(int i) const { return elements + (i & 1) * kElements; }
+
   __host__ __device__ static int floats(int64_t warps) {
-    Layout<Shape> layout(warps);
-    return (layout.matrix + 2 * layout.sequence + int(warps) * Shape::kChannels + 3) / 4 * 4;
+    return 2 * kMatrices * kMatrix + int(warps) * 2 * kElements * int(sizeof(Element) / 4);
   }
 };
 
@@ -77,84 +48,67 @@ template <class Shape> struct EndsMemory {
 // end, takes g, the gradient of y, and C in place of Δ u and B, and ends with the gradient of what
 // the chunk begins with.
 template <class T, class Shape, bool kConstant, bool kAdjoint>
-__global__ void __launch_bounds__(128) chunk_ends(const __grid_constant__ Scan scan) {
+__global__ void __launch_bounds__(kForwardThreads) chunk_ends(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
-  constexpr int R = Shape::R, S = Shape::S, kElements = Shape::kElements;
+  constexpr int S = Shape::S, kOwn = Shape::kOwn;
   Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
   const Direction& direction = scan.direction[place.direction];
-  const Sequence& x = kAdjoint ? scan.grad_out : direction.u;
   const Matrix& M = kAdjoint ? direction.C : direction.B;
   const bool gated = kAdjoint && scan.z.data != nullptr;
   const int states = int(scan.states), tiles = (place.length + kSteps - 1) / kSteps;
-  EndsMemory<Shape> tile(scan.warps, reinterpret_cast<float*>(memory), place.direction);
-  Piece<Shape> piece(place, x);
+  const float scale = float(scan.scale), bias = load_channel(place, direction.delta_bias);
+  const ForwardMemory<Shape, 1> shared(place, memory);
   MatrixLoader<T, Shape, true> matrix(M, place, states);
-  Coefficients<T, Shape, kConstant> coefficients(M, tile.matrix);
-  alignas(16) T raw_x[kElements], raw_delta[kElements], raw_z[kElements];
-  float A[R][S], h[R][S] = {}, sum[R] = {};
+  Coefficients<T, Shape, kConstant> coefficients(M);
+  const Own<const T, Shape> all_x(kAdjoint ? scan.grad_out : direction.u, place),
+      all_delta(direction.delta, place), all_z(scan.z, place);
+  T x[kOwn], raw[kOwn], z[kOwn];
+  float A[S], h[S] = {}, sum = 0;
   load_A(scan, place, A);
   coefficients.choose(M, place, states);
-  load_vector(place, direction.delta_bias, tile.bias);
 
-  const auto all_x = piece.template of<const T>(x);
-  const auto all_delta = piece.template of<const T>(direction.delta);
-  const auto all_z = piece.template of<const T>(scan.z);
-  auto steps_of = [&](int i) {
-    int left = place.length - i * kSteps;
-    return left < kSteps ? left : kSteps;
-  };
   auto fetch = [&](int i) {
-    int steps = steps_of(i), count = piece.count(steps);
+    const int steps = place.steps(i);
     matrix.fetch(i, steps);
-    all_x.load(i, count, raw_x);
-    all_delta.load(i, count, raw_delta);
-    if (gated) all_z.load(i, count, raw_z);
+    all_x.load(i, x);
+    all_delta.load(i, raw);
+    if (gated) all_z.load(i, z);
   };
-  const int from = kAdjoint ? tiles - 1 : 0, to = kAdjoint ? -1 : tiles, next = kAdjoint ? -1 : 1;
-  fetch(from);
-  for (int i = from; i != to; i += next) {
-    const int steps = steps_of(i), count = piece.count(steps);
-    __syncthreads();     // everybody has read the last tile; the bias is there
-    matrix.store(i, steps, tile.matrix);
-    alignas(16) float value[kElements], delta[kElements], bias[kElements];
-    piece.get_channels(tile.bias, bias);
+  fetch(kAdjoint ? tiles - 1 : 0);
+  for (int k = 0; k < tiles; k++) {
+    const int i = kAdjoint ? tiles - 1 - k : k, steps = place.steps(i);
+    matrix.store(i, steps, shared.matrix(k, 0));
+    Element* elements = shared.tile(k);
 #pragma unroll
-    for (int j = 0; j < kElements; j++) {
-      float soft = step_size(to_float(raw_delta[j]), bias[j], scan.softplus);
-      delta[j] = j < count ? soft : 0.f;
-      value[j] = to_float(raw_x[j]) * (kAdjoint ? float(scan.scale) : delta[j]);
-      if (gated) value[j] *= to_float(raw_z[j]) * sigmoid(to_float(raw_z[j]));
+    for (int j = 0; j < kOwn; j++) {
+      if (Shape::P > kSteps && place.part >= kSteps) break;
+      float delta = place.owns(j, steps) ? step_size(to_float(raw[j]) + bias, scan.softplus) : 0.f;
+      float value = to_float(x[j]) * (kAdjoint ? scale : delta);
+      if (gated) value *= to_float(z[j]) * sigmoid(to_float(z[j]));
+      elements[place.own(j) * Shape::kChannels + place.row] = {delta, value};
+      sum += delta;
     }
-    piece.put(tile.delta, delta);
-    piece.put(tile.value, value);
     __syncthreads();
-    if (i + next != to) fetch(i + next);
-#pragma unroll 4
-    for (int k = 0; k < steps; k++) {
-      int t = kAdjoint ? steps - 1 - k : k;
+    if (k + 1 < tiles) fetch(kAdjoint ? i - 1 : i + 1);
+    const float* tile = shared.matrix(k, 0);
+#pragma unroll 8
+    for (int u = 0; u < kSteps; u++) {
+      const int t = kAdjoint ? kSteps - 1 - u : u;
+      const Element element = elements[t * Shape::kChannels + place.row];
+      alignas(16) float m[S];
+      coefficients.at(tile, t, place.part, m);
 #pragma unroll
-      for (int r = 0; r < R; r++) {
-        int at = t * place.pitch + place.channel(r);
-        float delta = tile.delta[at], value = tile.value[at], m[S];
-        coefficients.at(t, r, place.part, m);
-        sum[r] += delta;
-#pragma unroll
-        for (int s = 0; s < S; s++) {
-          float decay = exp2(delta * A[r][s]);
-          h[r][s] = kAdjoint ? decay * fmaf(value, m[s], h[r][s])
-                             : fmaf(decay, h[r][s], value * m[s]);
-        }
+      for (int s = 0; s < S; s++) {
+        float decay = exp2(element.delta * A[s]);
+        h[s] = kAdjoint ? decay * fmaf(element.value, m[s], h[s])
+                        : fmaf(decay, h[s], element.value * m[s]);
       }
     }
   }
-  int64_t line = place.direction * scan.batch * scan.chunks + place.line;
+  const int64_t line = place.direction * scan.batch * scan.chunks + place.line;
   store_states(scan, place, scan.ends, line, h);
-#pragma unroll
-  for (int r = 0; r < R; r++) {
-    int c = place.channel(r);
-    if (place.part == 0 && c < place.channels)
-      scan.sums[line * scan.channels + place.first_channel + c] = sum[r];
-  }
+  sum = sum_lanes<Shape>(sum);
+  if (place.part == 0 && place.exists) scan.sums[line * scan.channels + place.channel] = sum;
 }
 
 // Replaces the end of every chunk by what it really begins with (the adjoint: what arrives at its
@@ -180,146 +134,116 @@ template <bool kAdjoint> __global__ void carry(const __grid_constant__ Scan scan
   }
 }
 
-template <class Shape> struct ForwardMemory {
-  float *B, *C, *delta, *scaled, *y, *bias, *skip;
-  __host__ __device__ ForwardMemory(int64_t warps, float* memory, int direction) {
-    Layout<Shape> layout(warps);
-    memory += direction * floats(warps);
-    B = memory, C = B + layout.matrix, delta = C + layout.matrix;
-    scaled = delta + layout.sequence, y = scaled + layout.sequence;
-    bias = y + layout.sequence, skip = bias + int(warps) * Shape::kChannels;
-  }
-  __host__ __device__ static int floats(int64_t warps) {
-    Layout<Shape> layout(warps);
-    return (2 * layout.matrix + 3 * layout.sequence + 2 * int(warps) * Shape::kChannels + 3) / 4 * 4;
-  }
-};
-
 template <class T, class Shape, bool kConstant>
-__global__ void __launch_bounds__(128, Shape::P == 4 && !kConstant ? 3 : 1)
-scan_forward(const __grid_constant__ Scan scan) {
+__global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
-  constexpr int R = Shape::R, S = Shape::S, kElements = Shape::kElements;
+  constexpr int S = Shape::S, kOwn = Shape::kOwn;
   Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
   const Direction& direction = scan.direction[place.direction];
   const bool gated = scan.z.data != nullptr, two = scan.directions == 2;
-  const int states = int(scan.states), pitch = place.pitch;
-  const int tiles = (place.length + kSteps - 1) / kSteps;
-  ForwardMemory<Shape> tile(scan.warps, reinterpret_cast<float*>(memory), place.direction);
-  Piece<Shape> piece(place, direction.u);
+  const int states = int(scan.states), tiles = (place.length + kSteps - 1) / kSteps;
+  const float scale = float(scan.scale), bias = load_channel(place, direction.delta_bias),
+              skip = load_channel(place, direction.D);
+  const ForwardMemory<Shape, 2> shared(place, memory);
   MatrixLoader<T, Shape, true> matrix_B(direction.B, place, states),
       matrix_C(direction.C, place, states);
-  Coefficients<T, Shape, kConstant> B(direction.B, tile.B), C(direction.C, tile.C);
-  const auto all_u = piece.template of<const T>(direction.u);
-  const auto all_delta = piece.template of<const T>(direction.delta);
-  const auto all_z = piece.template of<const T>(scan.z);
-  const auto all_out = piece.template of<T>(scan.out);
-  const auto all_partial = piece.template of<float>(scan.partial);
-  alignas(16) T raw_u[kElements], raw_delta[kElements], raw_z[kElements];
-  alignas(16) float other[kElements];     // y of the other direction, where it came first
-  float A[R][S], h[R][S];
+  Coefficients<T, Shape, kConstant> B(direction.B), C(direction.C);
+  const Own<const T, Shape> all_u(direction.u, place), all_delta(direction.delta, place),
+      all_z(scan.z, place);
+  const Own<T, Shape> all_out(scan.out, place);
+  const Own<float, Shape> all_partial(scan.partial, place);
+  T u[kOwn], raw[kOwn], z[kOwn];
+  float A[S], h[S], other[kOwn];     // other: y of the other direction, where it came first
   load_A(scan, place, A);
   B.choose(direction.B, place, states);
   C.choose(direction.C, place, states);
-  load_vector(place, direction.delta_bias, tile.bias);
-  load_vector(place, direction.D, tile.skip);
   load_states(scan, place, ends_of(scan, place), place.line, h);
-  __syncthreads();
 
-  auto steps_of = [&](int i) {
-    int left = place.length - i * kSteps;
-    return left < kSteps ? left : kSteps;
-  };
   auto fetch = [&](int i) {
-    int steps = steps_of(i), count = piece.count(steps);
+    const int steps = place.steps(i);
     matrix_B.fetch(i, steps);
     matrix_C.fetch(i, steps);
-    all_u.load(i, count, raw_u);
-    all_delta.load(i, count, raw_delta);
+    all_u.load(i, u);
+    all_delta.load(i, raw);
   };
-
   fetch(0);
   for (int i = 0; i < tiles; i++) {
-    const int first = i * kSteps, steps = steps_of(i), count = piece.count(steps);
-    // y is read by the thread that writes it here, the rest was read before the last barrier.
-    matrix_B.store(i, steps, tile.B);
-    matrix_C.store(i, steps, tile.C);
-    put_steps(piece, count, raw_u, raw_delta, tile.bias, scan.softplus, tile.delta, tile.scaled);
-    put_skipped(piece, raw_u, tile.skip, direction.D != nullptr, tile.y);
+    const int steps = place.steps(i);
+    matrix_B.store(i, steps, shared.matrix(i, 0));
+    matrix_C.store(i, steps, shared.matrix(i, 1));
+    Element* elements = shared.tile(i);
+    float y[kOwn], skipped[kOwn];
+#pragma unroll
+    for (int j = 0; j < kOwn; j++) {
+      skipped[j] = skip * to_float(u[j]), y[j] = 0;
+      if (Shape::P > kSteps && place.part >= kSteps) break;
+      float delta = place.owns(j, steps) ? step_size(to_float(raw[j]) + bias, scan.softplus) : 0.f;
+      elements[place.own(j) * Shape::kChannels + place.row] = {delta, delta * to_float(u[j])};
+    }
     __syncthreads();
     if (i + 1 < tiles) fetch(i + 1);
     const ArrivalOrder order(place.length, i, false);
     const Arrival arrival = two ? order.all(steps) : Arrival::kSecond;
-    if (gated && arrival != Arrival::kFirst) all_z.load(i, count, raw_z);
-    if (two && arrival == Arrival::kSecond) all_partial.load(i, count, other);
+    if (gated && arrival != Arrival::kFirst) all_z.load(i, z);
+    if (two && arrival == Arrival::kSecond) all_partial.load(i, other);
+    const int first = i * kSteps;
     if (direction.checkpoints != nullptr && first % kSegment == 0) {
       int64_t segments = (scan.length + kSegment - 1) / kSegment;
       int64_t segment = (place.chunk * scan.chunk_length + first) / kSegment;
       store_states(scan, place, direction.checkpoints, place.batch * segments + segment, h);
     }
 
-    auto stride = [&](int from) {
-      float sums[R][kStride];
+    const float *tile_B = shared.matrix(i, 0), *tile_C = shared.matrix(i, 1);
 #pragma unroll
-      for (int k = 0; k < kStride; k++) {
-        int t = from + k;
+    for (int from = 0; from < kSteps; from += kQuad) {
+      float sums[kQuad];
 #pragma unroll
-        for (int r = 0; r < R; r++) sums[r][k] = 0;
+      for (int k = 0; k < kQuad; k++) {
+        const Element element = elements[(from + k) * Shape::kChannels + place.row];
+        alignas(16) float b[S], c[S];
+        B.at(tile_B, from + k, place.part, b);
+        C.at(tile_C, from + k, place.part, c);
+        sums[k] = 0;
 #pragma unroll
-        for (int r = 0; r < R; r++) {
-          int at = t * pitch + place.channel(r);
-          float b[S], c[S];
-          B.at(t, r, place.part, b);
-          C.at(t, r, place.part, c);
-          advance<Shape>(tile.delta[at], tile.scaled[at], A[r], b, h[r]);
-#pragma unroll
-          for (int s = 0; s < S; s++) sums[r][k] = fmaf(h[r][s], c[s], sums[r][k]);
+        for (int s = 0; s < S; s++) {
+          h[s] = fmaf(exp2(element.delta * A[s]), h[s], element.value * b[s]);
+          sums[k] = fmaf(h[s], c[s], sums[k]);
         }
       }
-#pragma unroll
-      for (int r = 0; r < R; r++) {
-        float sum = sum_parts<Shape>(sums[r], place.part);
-        if (place.part < kStride) tile.y[(from + place.part) * pitch + place.channel(r)] += sum;
-      }
-    };
-#pragma unroll 1
-    for (int from = 0; from < steps; from += kStride) stride(from);
-    __syncthreads();
+      sum_to_owners(sums, place, from, y);
+    }
 
-    alignas(16) float y[kElements];
-    piece.get(tile.y, y);
-    if (arrival == Arrival::kMixed) {     // the second ones wait until the first ones are there
-      all_partial.each(i, count, [&](int j, float& at) {
-        if (order.is_first(piece.step(j), place.direction)) at = y[j];
-      });
-      __syncthreads();
-      all_partial.load(i, count, other);
-    }
-    if (arrival == Arrival::kFirst) {
-      all_partial.store(i, count, y);
-      continue;
-    }
+    auto is_first = [&](int j) {
+      return arrival == Arrival::kMixed ? order.is_first(place.own(j), place.direction)
+                                        : arrival == Arrival::kFirst;
+    };
 #pragma unroll
-    for (int j = 0; j < kElements; j++) {
-      float z = gated ? to_float(raw_z[j]) : 0.f;
-      if (two) y[j] += other[j];
-      y[j] *= float(scan.scale);
-      if (gated) y[j] *= z * sigmoid(z);
+    for (int j = 0; j < kOwn; j++) {
+      if (direction.D != nullptr) y[j] += skipped[j];
+      if (place.owns(j, steps) && is_first(j)) all_partial.at(i, j) = y[j];
     }
-    if (arrival == Arrival::kSecond) {
-      all_out.store(i, count, y);
-    } else {
-      all_out.each(i, count, [&](int j, T& at) {
-        if (!order.is_first(piece.step(j), place.direction)) assign(at, y[j]);
-      });
+    if (arrival == Arrival::kFirst) continue;
+    if (arrival == Arrival::kMixed) __syncthreads();     // for what has just been written
+#pragma unroll
+    for (int j = 0; j < kOwn; j++) {
+      if (!place.owns(j, steps) || is_first(j)) continue;
+      if (two) y[j] += arrival == Arrival::kMixed ? all_partial.at(i, j) : other[j];
+      y[j] *= scale;
+      if (gated) y[j] *= to_float(z[j]) * sigmoid(to_float(z[j]));
+      assign(all_out.at(i, j), y[j]);
     }
   }
 
   bool last = place.chunk == (direction.reverse ? 0 : scan.chunks - 1);
   if (direction.last_state != nullptr && last)
-    each_state(place, states, [&](int r, int s, int64_t c, int64_t n) {
-      direction.last_state[(place.batch * scan.channels + c) * scan.states + n] = h[r][s];
+    each_state(place, states, [&](int s, int64_t n) {
+      direction.last_state[(place.batch * scan.channels + place.channel) * scan.states + n] = h[s];
     });
+}
+
+// Bytes of shared memory of a block.
+template <class Shape, int kMatrices> int64_t forward_bytes(int64_t warps, int64_t directions) {
+  return 4 * ForwardMemory<Shape, kMatrices>::floats(warps) * directions;
 }
 
 // The ends of all chunks, and from them what they really begin with.
@@ -329,7 +253,7 @@ const char* find_starts(const Scan& scan) {
       * blocks_per_group(scan, scan.warps * Shape::kChannels);
   const char* error =
       launch(chunk_ends<T, Shape, kConstant, kAdjoint>, blocks, int(32 * scan.warps * scan.directions),
-             4 * EndsMemory<Shape>::floats(scan.warps) * scan.directions, scan.stream, scan);
+             forward_bytes<Shape, 1>(scan.warps, scan.directions), scan.stream, scan);
   if (error != nullptr) return error;
   const int64_t states = scan.directions * scan.batch * scan.states * scan.channels;
   return launch(carry<kAdjoint>, (states + 127) / 128, 128, 0, scan.stream, scan);

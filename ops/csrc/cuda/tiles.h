@@ -1,5 +1,5 @@
-// How tiles come from memory into shared memory, and back: in pieces of neighbours, in words of up to
-// 16 bytes wherever they lie in a row that begins at a multiple of that, else one by one.
+// How tiles of B and C come from memory into shared memory: in pieces of neighbours, in words of up
+// to 16 bytes wherever they lie in a row that begins at a multiple of that, else one by one.
 #pragma once
 #include <type_traits>
 
@@ -12,13 +12,6 @@ __device__ __forceinline__ int64_t magnitude(int64_t x) { return x < 0 ? -x : x;
 // How many of N elements from the given one on exist, along a line that exists itself or does not.
 __device__ __forceinline__ int existing(bool line, int left, int N) {
   return !line || left < 0 ? 0 : left < N ? left : N;
-}
-
-template <int N, class T> __device__ __forceinline__ void copy_words(T* to, const T* from) {
-  using Words = typename WordsOf<sizeof(T) * N>::type;
-#pragma unroll
-  for (int i = 0; i < int(sizeof(T) * N / sizeof(Words)); i++)
-    reinterpret_cast<Words*>(to)[i] = reinterpret_cast<const Words*>(from)[i];
 }
 
 // N neighbours of every tile of a sequence or matrix, for one thread.
@@ -45,86 +38,6 @@ template <class T, int N> struct Neighbours {
       assign(to[i], 0.f);
       if (i < count) to[i] = from[i * apart];
     }
-  }
-  // f(i, element) for those that exist.
-  template <class F> __device__ __forceinline__ void each(int tile, int count, F f) const {
-#pragma unroll
-    for (int i = 0; i < N; i++)
-      if (i < count) f(i, of(tile)[i * apart]);
-  }
-  __device__ __forceinline__ void store(int tile, int count, const float (&from)[N]) const {
-    alignas(16) T rounded[N];
-#pragma unroll
-    for (int i = 0; i < N; i++) assign(rounded[i], from[i]);
-    T* to = of(tile);
-    if (in_words && count == N) return copy_words<N>(to, rounded);
-#pragma unroll
-    for (int i = 0; i < N; i++)
-      if (i < count) to[i * apart] = rounded[i];
-  }
-};
-
-// What a thread brings and takes of every tile of a sequence: kCount neighbours along channels or
-// along time, whichever are next to each other in memory.
-template <class Shape> struct Piece {
-  static constexpr int kCount = Shape::kElements;
-  const Place<Shape>& place;
-  bool along_channels;
-  int time, channel;     // of the first, in the tile
-  int at;                // its place in shared memory
-
-  __device__ Piece(const Place<Shape>& place, const Sequence& like)
-      : place(place), along_channels(magnitude(like.channel) <= magnitude(like.time)) {
-    int per_line = (along_channels ? place.width : kSteps) / kCount;
-    int line = place.thread / per_line, first = place.thread % per_line * kCount;
-    if (line >= (along_channels ? kSteps : place.width)) line = 0, first = kIdle;
-    time = along_channels ? line : first, channel = along_channels ? first : line;
-    at = time * place.pitch + channel;
-  }
-
-  // How many there are in a tile of so many steps.
-  __device__ __forceinline__ int count(int steps) const {
-    return along_channels ? existing(time < steps, place.channels - channel, kCount)
-                          : existing(channel < place.channels, steps - time, kCount);
-  }
-  __device__ __forceinline__ int step(int i) const { return along_channels ? time : time + i; }
-
-  template <class T> __device__ __forceinline__ Neighbours<T, kCount> of(const Sequence& x) const {
-    T* first = static_cast<T*>(x.data) + place.batch * x.batch
-        + int64_t(place.first_channel + channel) * x.channel + place.time(time) * x.time;
-    return {first, along_channels ? x.channel : place.step * x.time, kSteps * place.step * x.time};
-  }
-
-  // Into a tile in shared memory, those that do not exist, too; and back.
-  __device__ __forceinline__ void put(float* tile, const float (&values)[kCount]) const {
-    if (idle()) return;
-    if (kCount % 4 == 0 && along_channels)
-      return copy_words<kCount>(tile + at, values);
-#pragma unroll
-    for (int i = 0; i < kCount; i++) tile[at + i * apart()] = values[i];
-  }
-  __device__ __forceinline__ void get(const float* tile, float (&values)[kCount]) const {
-    if (idle()) return;
-    if (kCount % 4 == 0 && along_channels)
-      return copy_words<kCount>(values, tile + at);
-#pragma unroll
-    for (int i = 0; i < kCount; i++) values[i] = tile[at + i * apart()];
-  }
-  // Of a vector in shared memory that has a value per channel.
-  __device__ __forceinline__ void get_channels(const float* from, float (&values)[kCount]) const {
-    if (idle()) return;
-    if (kCount % 4 == 0 && along_channels)
-      return copy_words<kCount>(values, from + channel);
-#pragma unroll
-    for (int i = 0; i < kCount; i++) values[i] = from[along_channels ? channel + i : channel];
-  }
-
-private:
-  __device__ __forceinline__ int apart() const { return along_channels ? 1 : place.pitch; }
-  // With more than 16 states there may be more threads than pieces.
-  static constexpr int kIdle = 1 << 16;
-  __device__ __forceinline__ bool idle() const {
-    return Shape::kChannels * kSteps % 32 != 0 && (time >= kIdle || channel >= kIdle);
   }
 };
 

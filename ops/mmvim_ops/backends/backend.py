@@ -19,12 +19,15 @@ class Backend:
         device_types (tuple[str, ...] | None): Device types it runs on; None for all.
         only_by_name_on (tuple[str, ...]): Device types that it is never the default for.
         dtypes (tuple[torch.dtype, ...]): What the input may be.
+        checks_itself_on (tuple[str, ...]): Device types on which it is not proven yet. There
+            ``self_check.py`` compares it with the specification before it first computes a call.
     """
 
     name: str
     device_types: tuple[str, ...] | None = None
     only_by_name_on: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = FLOATS
+    checks_itself_on: tuple[str, ...] = ()
 
     def missing(self) -> str | None:
         """Why it cannot run on this machine; None where it can."""

@@ -6,6 +6,7 @@ import warnings
 import torch
 
 from ..calls import Call
+from . import self_check
 from .backend import Backend
 from .cpp import CppBackend
 from .cuda import CudaBackend
@@ -85,27 +86,32 @@ def available_backends() -> tuple[str, ...]:
 
 def choose_backend(
     name: str | None,
-    device_type: str,
+    device: torch.device | str,
     dtype: torch.dtype = torch.float32,
     call: Call | None = None,
 ) -> Backend:
     """The backend of this name; for None, that of :class:`use_backend`, else the best one.
 
+    One that is not proven yet on this kind of device checks itself first (``self_check.py``).
+
     Args:
         name (str | None): ``backend`` of a public function.
-        device_type (str): Where the input is.
+        device (torch.device | str): Where the input is. A string is a type of device, for which
+            nothing is checked.
         dtype (torch.dtype): That of the input.
         call (Call | None): What is to be computed; None asks about device and dtype alone.
 
     Raises:
         ValueError: The name is unknown, or the backend cannot run here, on this device, in this
-            dtype, or does not take the call.
+            dtype, does not take the call, or failed its check.
     """
     name = selected(name)
     if name is None:
-        return _best(device_type, dtype, call)
+        return _best(device, dtype, call)
     backend = _find(name)
-    reason = backend.why_not(device_type, dtype, call)
+    reason = backend.why_not(_type(device), dtype, call)
+    if reason is None:
+        reason = self_check.why_not(backend, device, dtype, call)
     if reason is not None:
         raise ValueError(f'backend {name!r} {reason}; backend=None chooses one that takes the call')
     return backend
@@ -117,7 +123,12 @@ def _find(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def _best(device_type: str, dtype: torch.dtype, call: Call | None) -> Backend:
+def _type(device: torch.device | str) -> str:
+    return device if isinstance(device, str) else device.type
+
+
+def _best(device: torch.device | str, dtype: torch.dtype, call: Call | None) -> Backend:
+    device_type = _type(device)
     suitable = [
         backend
         for backend in BACKENDS.values()
@@ -125,18 +136,24 @@ def _best(device_type: str, dtype: torch.dtype, call: Call | None) -> Backend:
         and dtype in backend.dtypes
         and (call is None or backend.limit(call) is None)
     ]
-    chosen = next(backend for backend in suitable if backend.missing() is None)
+    for backend in suitable:
+        if backend.missing() is None:
+            reason = self_check.why_not(backend, device, dtype, call)
+            if reason is None:
+                break
+            _warn_once(f'mmvim_ops does not use its backend {backend.name!r}, which {reason}')
     # Warn only when falling back to plain PyTorch.
-    if chosen is suitable[-1] and len(suitable) > 1 and not torch.compiler.is_compiling():
-        _warn_once(suitable[0], chosen)
-    return chosen
+    if backend is suitable[-1] and len(suitable) > 1:
+        reason = suitable[0].missing()
+        if reason is not None:
+            _warn_once(
+                f'mmvim_ops uses its slower backend {backend.name!r}, as {suitable[0].name!r} is '
+                f'missing: {reason}'
+            )
+    return backend
 
 
-def _warn_once(better: Backend, chosen: Backend) -> None:
-    if better.name not in _warned:
-        _warned.add(better.name)
-        warnings.warn(
-            f'mmvim_ops uses its slower backend {chosen.name!r}, as {better.name!r} is '
-            f'missing: {better.missing()}',
-            stacklevel=5,
-        )
+def _warn_once(message: str) -> None:
+    if not torch.compiler.is_compiling() and message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=5)

@@ -1,17 +1,27 @@
-"""Backend 'cuda': its kernels emulated on the CPU, compiled by nvcc, and run where there is a GPU.
+"""Backend 'cuda': its kernels emulated on the CPU, and compiled by nvcc.
 
-The tests that every backend has run in the emulation, too; see conftest.py.
+The tests that every backend has run in the emulation, too; see conftest.py. Those that run on a GPU
+are in ../gpu.
 """
 
-import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from scan_cases import CPU_BACKENDS, TENSORS, assert_same, make_arguments, random_arguments, run
+from scan_cases import (
+    CPU_BACKENDS,
+    TENSORS,
+    assert_same,
+    make_arguments,
+    random_arguments,
+    run,
+    to_double,
+)
 from test_bidirectional import run as run_both
 from test_bidirectional import specification, two_directions
+from test_cuda_cut import random_sizes
 
 from mmvim_ops import (
     Direction,
@@ -20,6 +30,7 @@ from mmvim_ops import (
     selective_scan,
 )
 from mmvim_ops.backends import registry
+from mmvim_ops.backends.cuda import cut as cuda_cut
 from mmvim_ops.backends.cuda import library as cuda_library
 from mmvim_ops.backends.cuda import plan as cuda_plan
 from mmvim_ops.backends.cuda import scan as cuda_scan
@@ -30,8 +41,6 @@ import build_cuda
 from build_emulation import build, find_compiler
 
 emulated = pytest.mark.skipif('cuda' not in CPU_BACKENDS, reason='the kernels are not emulated')
-ON_GPU = cuda_library._compiled if torch.cuda.is_available() else 'there is no CUDA device'
-on_gpu = pytest.mark.skipif(isinstance(ON_GPU, str), reason=str(ON_GPU))
 ops = torch.ops.mmvim_ops
 
 
@@ -50,19 +59,16 @@ def test_is_never_the_default_on_the_cpu():
         assert registry.choose_backend(None, 'cpu', dtype).name != 'cuda'
 
 
-@pytest.fixture
-def chunks(monkeypatch):
-    """Cut every length into as many chunks as there can be."""
-    monkeypatch.setattr(cuda_plan, 'count_chunks', lambda warps, schedulers, length: length)
-
-
 @emulated
 @pytest.mark.parametrize('first', range(0, 40, 10))
 def test_chunks_agree_with_the_specification(first, chunks):
     for seed in range(first, first + 10):
         arguments = random_arguments(seed, batch=1 + seed % 2, length=[70, 128, 130, 200][seed % 4])
         expected = run(selective_scan_naive, arguments)
-        assert_same(run(selective_scan, arguments, backend='cuda'), expected, 2e-5)
+        actual = run(selective_scan, arguments, backend='cuda')
+        assert_same(
+            actual, expected, 2e-5, partial(run, selective_scan_naive, to_double(arguments))
+        )
 
 
 @emulated
@@ -87,18 +93,76 @@ def test_many_states(states, groups):
 
 
 @emulated
-@pytest.mark.parametrize('warps', [1, 2, 4])
-def test_blocks_of_any_size_and_split_channels(warps, monkeypatch):
+@pytest.mark.parametrize('lanes', [4, 8])
+@pytest.mark.parametrize('warps', [1, 2, 5])
+def test_blocks_of_any_size_and_split_channels(lanes, warps, monkeypatch, cut):
     """Backward blocks that take several sets of channels in turn, of which the last is short."""
-    monkeypatch.setattr(cuda_plan.Plan, 'warps', lambda self, backward: warps)
-    monkeypatch.setattr(cuda_plan.Plan, 'splits', lambda self, warps: 2)
+    cut(lanes=lanes, warps=warps)
+    monkeypatch.setattr(cuda_plan, 'split_channels', lambda cut, sizes: 2)
     arguments = make_arguments(channels=150, length=90, states=9, groups_B=0, groups_C=0)
     expected = run(selective_scan_naive, arguments)
     assert_same(run(selective_scan, arguments, backend='cuda'), expected, 2e-5)
-    if warps < 4:
-        arguments = two_directions(1, batch=1, channels=90, length=40, groups_B=0, groups_C=0)
-        actual = run_both(bidirectional_selective_scan, *arguments, backend='cuda')
-        assert_same(actual, run_both(specification, *arguments), 2e-5)
+    arguments = two_directions(1, batch=1, channels=90, length=40, groups_B=0, groups_C=0)
+    actual = run_both(bidirectional_selective_scan, *arguments, backend='cuda')
+    assert_same(actual, run_both(specification, *arguments), 2e-5)
+
+
+@pytest.fixture
+def h100(monkeypatch):
+    """Scans are cut as for a GPU that wants many blocks; the emulation has two multiprocessors."""
+    choose = cuda_plan.choose_cut
+    monkeypatch.setattr(cuda_plan, 'limits', lambda device: (132, 227 * 1024))
+    choose.cache_clear()
+    yield
+    choose.cache_clear()
+
+
+def check_long_directions(channels, length):
+    arguments = two_directions(
+        2, batch=1, channels=channels, length=length, states=16, groups_B=0, groups_C=0
+    )
+    expected = run_both(specification, *arguments, scale=0.5)
+    actual = run_both(bidirectional_selective_scan, *arguments, scale=0.5, backend='cuda')
+    assert_same(actual, expected, 2e-5)
+
+
+@emulated
+def test_gradients_of_few_channels_on_a_large_gpu(h100):
+    """In many chunks, of which the last is short and ends in a short segment."""
+    sizes = cuda_plan.Sizes(2, 1, 1, 8, 1300, 16)
+    forward, backward = (
+        cuda_plan.choose_cut(sizes, torch.device('cpu'), which) for which in (False, True)
+    )
+    assert forward.chunks == backward.chunks > 1
+    check_long_directions(8, 1300)
+
+
+@emulated
+@pytest.mark.parametrize('preferred', ['few', 'many'])
+def test_gradients_where_backward_alone_would_take_other_chunks(preferred, monkeypatch, h100):
+    """Where chunks end says where a reversed direction's saved states lie."""
+
+    def cost(cut, sizes, device, backward):
+        return cut.chunks if backward == (preferred == 'many') else -cut.chunks
+
+    monkeypatch.setattr(cuda_cut, 'cost', cost)
+    check_long_directions(8, 410)
+
+
+@emulated
+def test_passes_may_differ_in_lanes_and_warps(monkeypatch, h100):
+    choose = cuda_plan.choose_cut
+
+    def differently(sizes, device, backward):
+        other = dict(lanes=8, warps=1) if backward else dict(lanes=4, warps=2)
+        return choose(sizes, device, backward)._replace(**other)
+
+    monkeypatch.setattr(cuda_plan, 'choose_cut', differently)
+    for reverse in (False, True):
+        arguments = make_arguments(1, 24, 500, 16, groups_B=0, groups_C=0, reverse=reverse)
+        expected = run(selective_scan_naive, arguments)
+        assert_same(run(selective_scan, arguments, backend='cuda'), expected, 2e-5)
+    check_long_directions(24, 500)
 
 
 @emulated
@@ -155,7 +219,7 @@ def test_the_smallest_blocks_fit_into_any_gpu(states, directions):
     assert directions == 1 or states <= cuda_scan.MOST_STATES_OF_TWO
     library = cuda_library.library('cpu')
     for backward in (False, True):  # 99 KiB: what a block may have on a consumer card
-        assert library.mmvim_shared_bytes(states, 1, directions, backward) <= 99 * 1024
+        assert library.mmvim_shared_bytes(states, 8, 1, directions, backward) <= 99 * 1024
 
 
 @emulated
@@ -245,12 +309,20 @@ def test_opcheck(case):
 # How it is cut, built and found.
 
 
-def test_chunks_serve_where_there_are_too_few_warps():
-    schedulers = 4 * 132
-    assert cuda_plan.count_chunks(2 * schedulers, schedulers, 10**6) == 1
-    assert cuda_plan.count_chunks(48, schedulers, 100) == 1
-    assert cuda_plan.count_chunks(48, schedulers, 6000) == math.ceil(2 * schedulers / 48)
-    assert cuda_plan.count_chunks(48, schedulers, 1024) == 1024 // (2 * 64)
+@emulated
+def test_blocks_on_a_large_gpu_fit_and_both_passes_have_the_same_chunks(h100):
+    library = cuda_library.library('cpu')
+    for seed in range(200):
+        sizes = random_sizes(seed)
+        cuts = [cuda_plan.choose_cut(sizes, torch.device('cpu'), which) for which in (False, True)]
+        assert cuts[0].chunks == cuts[1].chunks, sizes
+        for backward, (lanes, warps, _) in enumerate(cuts):
+            used = library.mmvim_shared_bytes(
+                sizes.states, lanes, warps, sizes.directions, backward
+            )
+            assert used <= 227 * 1024
+            threads = warps * sizes.directions * 32
+            assert threads <= library.mmvim_most_threads(sizes.states, backward)
 
 
 def test_a_gpu_without_the_library_gets_triton_silently_and_torch_with_a_warning(
@@ -294,39 +366,3 @@ def test_compiles_and_fits_into_the_registers(tmp_path, monkeypatch):
     for line in lines:  # 40 bytes in `scan_backward` on sm_90, of a kilobyte of registers
         assert int(line.split('spilled')[1].split()[0]) <= 64, line
     assert not isinstance(cuda_library._load(target), str)
-
-
-# On a GPU.
-
-
-def to_gpu(arguments):
-    return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-
-
-@on_gpu
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)])
-def test_agrees_with_the_specification_on_a_gpu(dtype, tolerance):
-    for seed in range(60):
-        length = [None, dict(length=700)][seed % 2] or {}
-        arguments = to_gpu(random_arguments(seed, dtype=dtype, **length))
-        expected = run(selective_scan_naive, arguments)
-        assert_same(run(selective_scan, arguments, backend='cuda'), expected, tolerance)
-        forward, backward, z, softplus = two_directions(seed, dtype=dtype, **length)
-        forward, backward = (
-            Direction(*(None if x is None else x.cuda() for x in d)) for d in (forward, backward)
-        )
-        both = forward, backward, None if z is None else z.cuda(), softplus
-        actual = run_both(bidirectional_selective_scan, *both, backend='cuda')
-        assert_same(actual, run_both(specification, *both), tolerance)
-
-
-@on_gpu
-def test_can_be_captured_in_a_graph():
-    arguments = to_gpu(make_arguments(channels=64, length=300, groups_B=0, groups_C=0))
-    expected = selective_scan(**arguments, backend='cuda')
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = selective_scan(**arguments, backend='cuda')
-    out.zero_()
-    graph.replay()
-    assert torch.equal(out, expected)

@@ -40,11 +40,10 @@ def test_sums_of_the_convolution(batch, channels, taps, dtype):
 @pytest.mark.parametrize('splits', [1, 3])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('states, groups', [(4, 0), (5, 2), (3, None)])
-def test_sums_of_the_scan(states, groups, dtype, splits, monkeypatch):
+def test_sums_of_the_scan(states, groups, dtype, splits, monkeypatch, cut):
     """Over blocks, batch and chunks, into the dtype of each argument."""
-    monkeypatch.setattr(cuda_plan.Plan, 'warps', lambda self, backward: 1)
-    monkeypatch.setattr(cuda_plan.Plan, 'splits', lambda self, warps: splits)
-    monkeypatch.setattr(cuda_plan, 'count_chunks', lambda warps, schedulers, length: length)
+    cut(lanes=8, warps=1, chunks=1000)
+    monkeypatch.setattr(cuda_plan, 'split_channels', lambda cut, sizes: splits)
     arguments = make_arguments(
         channels=100, length=130, states=states, groups_B=groups, groups_C=groups
     )
@@ -55,19 +54,19 @@ def test_sums_of_the_scan(states, groups, dtype, splits, monkeypatch):
     assert_same(run(selective_scan, arguments, backend='cuda'), expected, tolerance)
 
 
-def test_another_rule_makes_another_plan(monkeypatch):
+def test_scans_of_one_size_share_a_plan(cut):
     arguments = make_arguments(length=200)
     direction = Direction(*(arguments[name] for name in Direction._fields))
 
-    def find():
-        return cuda_plan.find_plan([direction], torch.float32, True, True)
+    def find(backward=True):
+        return cuda_plan.find_plan([direction], torch.float32, True, backward)
 
+    cut(chunks=1)
     before = find()
     assert find() is before
-    monkeypatch.setattr(cuda_plan, 'count_chunks', lambda warps, schedulers, length: 2)
+    assert find(backward=False) is not before
+    cut(chunks=2)
     assert (before.chunks, find().chunks) == (1, 2)
-    monkeypatch.setattr(cuda_plan.Plan, 'splits', lambda self, warps: 7)
-    assert find().backward_splits == 7
 
 
 def called(function):
@@ -105,7 +104,7 @@ def test_torch_computes_nothing():
 def test_structures_are_filled_in_the_order_of_their_fields():
     size = ctypes.sizeof(structures.Scan) // 8
     scan = structures.filled(structures.Scan, range(size))
-    assert (scan.dtype, scan.splits, scan.scale, scan.z.data) == (0, 13, 14.0, 15)
+    assert (scan.dtype, scan.splits, scan.scale, scan.z.data) == (0, 14, 15.0, 16)
     assert scan.direction[1].grad_delta_bias == size - 1
     totals = structures.filled(structures.Totals * 2, range(20))
     assert (totals[0].C.dtype, totals[1].B.data) == (3, 10)

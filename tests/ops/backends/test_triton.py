@@ -1,5 +1,5 @@
-"""Backend 'triton': run in Triton's interpreter on the CPU, compiled for GPUs that need not be
-here, and run on one where there is one.
+"""Backend 'triton': run in Triton's interpreter on the CPU, and compiled for GPUs that need not be
+here. The tests that run on a GPU are in ../gpu.
 
 Whether kernels are interpreted is settled when they are made. So one test starts pytest again, with
 TRITON_INTERPRET=1, on the tests below that need it and on quick ones of those that every backend
@@ -246,26 +246,3 @@ def test_compiles_other_arguments(case, compile_only):
     arguments = make_arguments(length=70, **case)
     run(scan_on_triton, arguments)
     assert len(kernels) == 6
-
-
-# On a GPU.
-
-
-@compiled
-@pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)])
-def test_agrees_with_the_specification_on_a_gpu(dtype, tolerance):
-    def on_gpu(arguments):
-        return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-
-    assert mmvim_ops.backends.choose_backend(None, 'cuda').name in ('cuda', 'triton')
-    for seed in range(20):
-        arguments = on_gpu(random_arguments(seed, dtype=dtype))
-        expected = run(selective_scan_naive, arguments)
-        assert_same(run(selective_scan, arguments, backend='triton'), expected, tolerance)
-    for seed in range(4):
-        x, weight, bias = make_conv1d_arguments(2, 70, 300, 4, bool(seed % 2), dtype=dtype)
-        given = x.cuda(), weight.cuda(), bias.cuda()
-        expected = run_conv1d(causal_conv1d_naive, given, reverse=seed > 1)
-        actual = run_conv1d(causal_conv1d, given, reverse=seed > 1, backend='triton')
-        assert_same(actual, expected, tolerance)

@@ -240,7 +240,7 @@ template <class... P, class... Q>
 const char* launch(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared_bytes, int64_t,
                    const Q&... arguments) {
   if (shared_bytes > emulated::kSharedBytes) return "too much shared memory";
-  if (threads > 128) return "more threads than the launch bounds";
+  if (threads > 384) return "more threads than the launch bounds";
   emulated::block_size.x = unsigned(threads);
   emulated::block.body = [&] { kernel(arguments...); };
   for (int64_t i = 0; i < blocks; i++) {

@@ -17,6 +17,7 @@ class CudaBackend(Backend):
     device_types = ('cuda',)
     only_by_name_on = ('cpu',)  # where tests emulate it
     dtypes = tuple(library.DTYPES)
+    checks_itself_on = ('cuda',)
 
     def missing(self):
         return library.missing()

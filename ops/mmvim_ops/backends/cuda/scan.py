@@ -100,9 +100,9 @@ class Launch:
         ]
         self.z = cast(z, dtype)
         self.plan = find_plan(directions, dtype, z is not None, backward)
-        self.layout = self.plan.backward if backward else self.plan.forward
-        self.backward = backward
-        self.memory = memory(self.layout.floats, self.plan.device) if self.layout.floats else None
+        self.backward, self.device = backward, directions[0].u.device
+        floats = self.plan.layout.floats
+        self.memory = memory(floats, self.device) if floats else None
 
     def direction(self, i: int, *more) -> tuple:
         """The values of a structure; ``more`` are those after ``delta_bias``."""
@@ -114,25 +114,22 @@ class Launch:
 
     def scan(self, of_directions: list, out, grad_out, grad_z) -> structures.Scan:
         plan, begin = self.plan, address(self.memory)
+        directions, batch, groups, per_group, length, states = plan.sizes
         partial = NO_SEQUENCE
         shared = grad_z if self.backward else out  # what one direction leaves the other a part of
-        if shared is not None and plan.directions == 2:
-            where = begin + self.layout.partial if plan.partial else shared.data_ptr()
+        if shared is not None and directions == 2:
+            where = begin + plan.layout.partial if plan.partial else shared.data_ptr()
             partial = (where, *shared.stride())
+        between = (
+            (begin + plan.layout.ends, begin + plan.layout.sums) if plan.chunks > 1 else (0, 0)
+        )
         values = (
-            *(DTYPES[self.dtype], plan.device.index or 0, stream(plan.device), plan.batch),
-            *(plan.channels, plan.length, plan.states, plan.groups, plan.directions),
-            *(self.softplus, plan.chunks, plan.chunk_length),
-            *(
-                (plan.backward_warps, plan.backward_splits)
-                if self.backward
-                else (plan.forward_warps, 1)
-            ),
+            *(DTYPES[self.dtype], self.device.index or 0, stream(self.device), batch),
+            *(groups * per_group, length, states, groups, directions, self.softplus),
+            *(plan.chunks, plan.chunk_length, plan.cut.warps, plan.cut.lanes, plan.splits),
             *(self.scale, *sequence(self.z), *sequence(out), *partial),
-            *(*sequence(grad_out), *sequence(grad_z)),
-            *((begin + self.layout.ends, begin + self.layout.sums) if plan.chunks > 1 else (0, 0)),
-            *of_directions[0],
-            *(of_directions[1] if plan.directions == 2 else NO_DIRECTION),
+            *(*sequence(grad_out), *sequence(grad_z), *between, *of_directions[0]),
+            *(of_directions[1] if directions == 2 else NO_DIRECTION),
         )
         return filled(structures.Scan, values)
 
@@ -147,7 +144,7 @@ def _forward(directions, reverse, z, softplus, scale, out, checkpoints, last_sta
         ],
         *(result, None, None),
     )
-    call('mmvim_scan_forward', launch.plan.device, scan)
+    call('mmvim_scan_forward', launch.device, scan)
     if result is not out:
         out.copy_(result)
 
@@ -163,7 +160,7 @@ def _backward(
     for i, (given, saved, into) in enumerate(zip(directions, checkpoints, grads, strict=True)):
         sums = []
         # In the order of structures.Direction and Totals.
-        for name, offset in zip(SUMMED, launch.layout.of_directions[i], strict=True):
+        for name, offset in zip(SUMMED, plan.layout.of_directions[i], strict=True):
             grad = getattr(into, name)
             if offset is None:
                 sums.append(grad.data_ptr())
@@ -182,9 +179,12 @@ def _backward(
     result = None if z is None else like_in(grad_z, dtype)
     copies.append((grad_z, result))
     scan = launch.scan(of_directions, None, grad_out, result)
-    call('mmvim_scan_backward', plan.device, scan)
+    call('mmvim_scan_backward', launch.device, scan)
     call(
-        'mmvim_scan_finish', plan.device, scan, filled(structures.Totals * plan.directions, totals)
+        'mmvim_scan_finish',
+        launch.device,
+        scan,
+        filled(structures.Totals * len(directions), totals),
     )
     for grad, result in copies:
         if result is not None and result is not grad:

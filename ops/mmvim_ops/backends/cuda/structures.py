@@ -43,7 +43,7 @@ class Scan(ctypes.Structure):
             (name, c_int64)
             for name in (
                 *('dtype', 'device', 'stream', 'batch', 'channels', 'length', 'states', 'groups'),
-                *('directions', 'softplus', 'chunks', 'chunk_length', 'warps', 'splits'),
+                *('directions', 'softplus', 'chunks', 'chunk_length', 'warps', 'lanes', 'splits'),
             )
         ),
         ('scale', c_double),
@@ -92,8 +92,9 @@ FUNCTIONS = {
     'mmvim_conv_forward': (c_char_p, POINTER(Convolution)),
     'mmvim_conv_backward': (c_char_p, POINTER(Convolution)),
     'mmvim_device_limits': (c_char_p, c_int64, POINTER(c_int64)),
-    'mmvim_channels_per_warp': (c_int64, c_int64),
-    'mmvim_shared_bytes': (c_int64, c_int64, c_int64, c_int64, c_int64),
+    'mmvim_channels_per_warp': (c_int64, c_int64, c_int64),
+    'mmvim_most_threads': (c_int64, c_int64, c_int64),
+    'mmvim_shared_bytes': (c_int64, c_int64, c_int64, c_int64, c_int64, c_int64),
 }
 # What stands for a structure that was not given.
 NO_SEQUENCE = (0,) * 4

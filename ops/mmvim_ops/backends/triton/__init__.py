@@ -17,6 +17,7 @@ class TritonBackend(Backend):
     name = 'triton'
     device_types = ('cpu', 'cuda') if library.INTERPRETED else ('cuda',)
     only_by_name_on = ('cpu', 'cuda') if library.INTERPRETED else ()
+    checks_itself_on = ('cuda',)
 
     def missing(self):
         return library.missing()
