@@ -15,11 +15,11 @@ def check_tensor(name: str, x, like: Tensor | None = None, like_name: str = 'u')
     """Raise unless ``x`` is a real floating tensor that can be computed with ``like``."""
     if not isinstance(x, Tensor):
         raise TypeError(f'{name} must be a tensor, got {type(x).__name__}')
-    if x.is_complex():
-        raise TypeError(
-            f'{name} must be real, got {x.dtype}: complex state matrices are not supported'
-        )
     if x.dtype not in FLOATS:
+        if x.is_complex():
+            raise TypeError(
+                f'{name} must be real, got {x.dtype}: complex state matrices are not supported'
+            )
         raise TypeError(f'{name} must be float64, float32, float16 or bfloat16, got {x.dtype}')
     if like is None:
         return

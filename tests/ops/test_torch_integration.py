@@ -156,6 +156,76 @@ def test_backward_can_run_twice(backend):
         assert torch.equal(one, other)
 
 
+class NoGradient(torch.autograd.Function):
+    """Passes its input on, and no gradient back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.set_materialize_grads(False)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@each_backend
+def test_outputs_whose_gradient_is_not_there(backend):
+    arguments = make_arguments(length=100)
+    inputs = leaves(arguments)
+    names = dict(zip(TENSORS, inputs, strict=True))
+
+    def gradients(function, **more):
+        out, last_state = function(**names, delta_softplus=True, return_last_state=True, **more)
+        of_state = torch.autograd.grad(
+            last_state.square().sum(), inputs, retain_graph=True, materialize_grads=True
+        )
+        of_out = torch.autograd.grad(out.square().sum(), inputs)
+        return [*of_state, *of_out]
+
+    actual = gradients(selective_scan, backend=backend)
+    for ours, theirs in zip(actual, gradients(selective_scan_naive), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    # Not even that of the only output.
+    x, weight, tokens = inputs[0], torch.randn(6, 4), torch.randn(2, 5, 20)
+    direction = Direction(*(names[name] for name in Direction._fields))
+    mixed = mix(tokens.requires_grad_(), backend=backend)
+    for out in (
+        causal_conv1d(x, weight, backend=backend),
+        bidirectional_selective_scan(direction, direction, backend=backend),
+        mixed,
+    ):
+        of = tokens if out is mixed else x
+        (grad,) = torch.autograd.grad(NoGradient.apply(out).sum(), of, allow_unused=True)
+        assert grad is None or not grad.any()
+
+
+@each_backend
+def test_dynamo_does_not_look_into_an_operator(backend, recwarn):
+    """Where what it compiles calls a function that it leaves alone."""
+    inputs = leaves(make_arguments())
+    graphs = []
+
+    def compile_graph(graph, example_inputs):
+        graphs.append([node.target for node in graph.graph.nodes if node.op == 'call_function'])
+        return graph.forward
+
+    @torch.compiler.disable(recursive=False)
+    def left_alone(*tensors):
+        operator = getattr(ops, f'{backend}_scan')
+        return operator(*tensors[: 5 if backend == 'torch' else None], *flags)[0]
+
+    flags = () if backend == 'torch' else (True, False, True)
+
+    @torch.compile(backend=compile_graph)
+    def function(u, *others):
+        return left_alone(u * 2, *others) + 1
+
+    function(*inputs).sum().backward()
+    assert [len(graph) for graph in graphs] == [1, 1]
+    assert not [w for w in recwarn if 'Dynamo' in str(w.message)]
+
+
 @each_backend
 def test_second_derivatives_are_refused(backend):
     arguments = make_arguments()

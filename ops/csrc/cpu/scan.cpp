@@ -24,8 +24,8 @@ std::tuple<Tensor, Tensor, Tensor> scan(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_backward(
-    const Tensor& grad_out, const Tensor& grad_last_state, const Tensor& u, const Tensor& delta,
-    const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D,
+    const Tensor& grad_out, const OptionalTensor& grad_last_state, const Tensor& u,
+    const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D,
     const OptionalTensor& z, const OptionalTensor& delta_bias, const Tensor& checkpoints,
     bool delta_softplus, bool reverse) {
   Direction d(u, delta, A, B, C, D, delta_bias, delta_softplus, reverse);

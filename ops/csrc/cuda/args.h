@@ -52,6 +52,19 @@ struct Scan {
   Direction direction[2];
 };
 
+// Where a sum goes to, contiguous in this dtype; data is null where it is not wanted.
+struct Gradient {
+  void* data;
+  int64_t dtype;
+};
+
+// The sums over what backward leaves in `grad_B` … `grad_delta_bias` of a direction.
+struct Totals {
+  Gradient B, C;      // varying: (batch, groups, length, states), else (channels, states)
+  Gradient A;                        // (channels, states)
+  Gradient D, delta_bias;            // (channels)
+};
+
 struct Convolution {
   int64_t dtype, device, stream;
   int64_t batch, channels, length, taps, silu, reverse;
@@ -60,7 +73,8 @@ struct Convolution {
 
   // backward
   Sequence grad_out, grad_x;
-  float* grad_parameters;            // (batch, tiles, channels, taps + 1): weight and bias
+  float* partial;                    // (batch, tiles, taps + 1, channels): of weight and bias
+  Gradient grad_weight, grad_bias;   // (channels, taps), (channels)
 };
 
 constexpr int kSegment = 64;    // between two checkpoints; chunks are multiples of it

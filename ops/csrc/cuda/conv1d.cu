@@ -1,5 +1,6 @@
 // Entry points of the convolution.
 #include "conv1d.h"
+#include "finish.h"
 #include "launch.h"
 
 using namespace mmvim;
@@ -34,4 +35,12 @@ const char* convolve(const Convolution& conv, bool backward) {
 }  // namespace
 
 MMVIM_API const char* mmvim_conv_forward(const Convolution* conv) { return convolve(*conv, false); }
-MMVIM_API const char* mmvim_conv_backward(const Convolution* conv) { return convolve(*conv, true); }
+MMVIM_API const char* mmvim_conv_backward(const Convolution* conv) {
+  if (const char* error = convolve(*conv, true)) return error;
+  const int64_t lines = conv->batch * conv_tiles(conv->length), taps = conv->taps;
+  const int64_t row = (taps + 1) * conv->channels, weights = taps * conv->channels;
+  Sums sums;
+  sums.add(conv->grad_weight, conv->partial, 1, lines, row, weights, taps);
+  sums.add(conv->grad_bias, conv->partial + weights, 1, lines, row, conv->channels, 1);
+  return add_up(sums, conv->stream);
+}

@@ -105,7 +105,8 @@ conv_forward(const __grid_constant__ Convolution conv) {
 }
 
 // With g the gradient before the activation: ∂x_t = Σ_k w_k g_{t + taps - 1 - k},
-// ∂w_k = Σ_t g_t x_{t - (taps - 1) + k}. Sums over time are left per tile.
+// ∂w_k = Σ_t g_t x_{t - (taps - 1) + k}. Sums over time are left per tile;
+// finish.h adds them up.
 template <class T, int kTaps>
 __global__ void __launch_bounds__(kConvThreads)
 conv_backward(const __grid_constant__ Convolution conv) {
@@ -151,12 +152,12 @@ conv_backward(const __grid_constant__ Convolution conv) {
       x[t * kConvPitch + c] = sum;
     }
   for (int i = int(threadIdx.x); i < place.channels * (taps + 1); i += kConvThreads) {
-    int channel = i / (taps + 1), k = i % (taps + 1);
+    int channel = i % place.channels, k = i / place.channels;
     float sum = 0;
     for (int part = 0; part < kConvParts; part++)
       sum += sums[(part * (taps + 1) + k) * kConvWidth + channel];
     int64_t line = place.batch * ((conv.length + kConvSteps - 1) / kConvSteps) + place.tile;
-    conv.grad_parameters[(line * conv.channels + place.first_channel) * (taps + 1) + i] = sum;
+    conv.partial[(line * (taps + 1) + k) * conv.channels + place.first_channel + channel] = sum;
   }
   __syncthreads();
   place.each<T>(conv, conv.grad_x, 0, place.steps, [&](int t, int c, T* at) {

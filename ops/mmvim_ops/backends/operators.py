@@ -4,6 +4,7 @@ Their names are ``mmvim_ops::<family>_<operation>``, their schemas those of ``sc
 is what one backend has.
 """
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -43,6 +44,9 @@ def unflatten(tensors) -> tuple[Direction, Direction, Tensor | None]:
     *directions, z = tensors
     fields = len(Direction._fields)
     return Direction(*directions[:fields]), Direction(*directions[fields:]), z
+
+
+LIBRARY = torch.library.Library('mmvim_ops', 'FRAGMENT')  # what is registered lives as long as it
 
 
 def operator(family: str, name: str):
@@ -105,7 +109,7 @@ def like(x: Tensor | None, u: Tensor) -> Tensor:
 def like_matrix(m: Tensor) -> Tensor:
     """The gradient of B or C: states are the fastest dimension in memory where it varies."""
     if m.ndim == 2:
-        return m.new_empty(m.shape)
+        return torch.empty_like(m, memory_format=torch.contiguous_format)
     return m.new_empty(*m.shape[:-2], m.shape[-1], m.shape[-2]).transpose(-1, -2)
 
 
@@ -126,7 +130,7 @@ def _fake_gradients(direction: Direction) -> Direction:
     return Direction(
         torch.empty_like(u),
         torch.empty_like(delta),
-        A.new_empty(A.shape),
+        torch.empty_like(A, memory_format=torch.contiguous_format),
         like_matrix(B),
         like_matrix(C),
         like(D, u),
@@ -165,10 +169,18 @@ def fake_conv1d(x, weight, bias, silu, reverse) -> Tensor:
 
 
 def fake_conv1d_backward(grad_out, x, weight, bias, silu, reverse) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), weight.new_empty(weight.shape), like(bias, x)
+    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    return torch.empty_like(x), grad_weight, like(bias, x)
 
 
-# Gradients. Under checkpointing, saved_tensors can be read only once.
+# Gradients. Under checkpointing, saved_tensors can be read only once. An output that was not used
+# has None for its gradient: zeros for the checkpoints would be as large as they are.
+
+
+def or_zeros(grad_out: Tensor | None, u: Tensor) -> Tensor:
+    """The gradient of an output as large as ``u``; zeros where none arrives, as where only the last
+    state was used."""
+    return torch.zeros_like(u) if grad_out is None else grad_out
 
 
 def only_given(arguments, grads) -> tuple[Tensor | None, ...]:
@@ -188,7 +200,7 @@ def save_scan(ctx, inputs, output) -> None:
 def scan_backward(family: str, ctx, grad_out, grad_last_state, _):
     saved = ctx.saved_tensors
     grads = operator(family, 'scan_backward')(
-        grad_out, grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
+        or_zeros(grad_out, saved[0]), grad_last_state, *saved, ctx.delta_softplus, ctx.reverse
     )
     *tensors, _ = saved
     return *only_given(tensors, grads), None, None, None
@@ -202,7 +214,7 @@ def save_bidirectional_scan(ctx, inputs, output) -> None:
 def bidirectional_scan_backward(family: str, ctx, grad_out, *_):
     saved = ctx.saved_tensors
     grads = operator(family, 'bidirectional_scan_backward')(
-        grad_out, *saved, ctx.delta_softplus, ctx.scale
+        or_zeros(grad_out, saved[0]), *saved, ctx.delta_softplus, ctx.scale
     )
     *tensors, _, _ = saved
     return *only_given(tensors, grads), None, None, None
@@ -215,7 +227,9 @@ def save_conv1d(ctx, inputs, output) -> None:
 
 def conv1d_backward(family: str, ctx, grad_out):
     saved = ctx.saved_tensors
-    grads = operator(family, 'conv1d_backward')(grad_out, *saved, ctx.silu, ctx.reverse)
+    grads = operator(family, 'conv1d_backward')(
+        or_zeros(grad_out, saved[0]), *saved, ctx.silu, ctx.reverse
+    )
     return *only_given(saved, grads), None, None
 
 
@@ -236,6 +250,78 @@ GRADIENTS = {
 }
 
 
+# How a gradient is registered with torch. torch.library has a function for that; what it registers
+# took half of a call's time on the host.
+
+
+def hidden_from_dynamo(function: Callable) -> Callable:
+    """As ``torch.compiler.disable``, which takes seconds to import where nobody compiles."""
+    hidden = None
+
+    def call(*arguments):
+        nonlocal hidden
+        if hidden is None:
+            if 'torch._dynamo' not in sys.modules:
+                return function(*arguments)
+            hidden = torch.compiler.disable(function)
+        return hidden(*arguments)
+
+    return call
+
+
+def register_gradient(
+    full: str, save: Callable | None, backward: Callable, implementation: Callable | None = None
+) -> None:
+    """As ``torch.library.register_autograd``, which reads the schema anew in every call.
+
+    Args:
+        full (str): Name of the operator.
+        save (Callable | None): As ``setup_context`` there, with positional arguments.
+        backward (Callable): Gets None for outputs whose gradient is not there.
+        implementation (Callable | None): What is called where nothing (tracing, a mode, a wrapped
+            tensor) stands between autograd and the operator; None leaves that to torch, too.
+    """
+    name = full.partition('::')[2]
+    function = getattr(torch.ops.mmvim_ops, name).default
+    gives_list = str(function._schema).endswith('-> Tensor[]')
+    below_autograd = torch._C._AutoDispatchBelowAutograd
+    keys_below = torch._C._after_autograd_keyset
+    plain = {
+        torch._C.DispatchKeySet(key).raw_repr()
+        for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
+    }
+
+    def compute(keyset, arguments):
+        keyset = keyset & keys_below
+        with below_autograd():
+            if implementation is not None and keyset.raw_repr() in plain:
+                return implementation(*arguments)
+            return function.redispatch(keyset, *arguments)
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, keyset, *arguments):
+            output = compute(keyset, arguments)
+            ctx.set_materialize_grads(False)
+            if save is not None:
+                save(ctx, arguments, output)
+            return tuple(output) if gives_list else output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return None, *backward(ctx, *grads)
+
+    def kernel(keyset, *arguments):
+        if not torch.is_grad_enabled() or not any(
+            isinstance(x, Tensor) and x.requires_grad for x in arguments
+        ):
+            return compute(keyset, arguments)
+        output = Differentiable.apply(keyset, *arguments)
+        return list(output) if gives_list else output
+
+    LIBRARY.impl(name, hidden_from_dynamo(kernel), 'Autograd', with_keyset=True)
+
+
 def define(family: str, implementations: dict[str, Callable | None], saved_states: Callable):
     """Define the operators of a backend and tell torch of their shapes and gradients.
 
@@ -247,18 +333,17 @@ def define(family: str, implementations: dict[str, Callable | None], saved_state
     """
     for name, function in implementations.items():
         full = f'mmvim_ops::{family}_{name}'
-        if function is None:
-            torch.library.define(full, SCHEMAS[name], tags=[torch.Tag.pt2_compliant_tag])
-        else:
-            torch.library.custom_op(full, function, mutates_args=(), schema=SCHEMAS[name])
+        torch.library.define(full, SCHEMAS[name], tags=[torch.Tag.pt2_compliant_tag])
+        if function is not None:
+            torch.library.register_kernel(full, None, function)
         fake = FAKES[name]
         torch.library.register_fake(
             full, partial(fake, saved_states) if name in SAVES_STATES else fake
         )
-    for name in implementations:
+    for name, function in implementations.items():
         full = f'mmvim_ops::{family}_{name}'
         if name in GRADIENTS:
             save, backward = GRADIENTS[name]
-            torch.library.register_autograd(full, partial(backward, family), setup_context=save)
+            register_gradient(full, save, partial(backward, family), function)
         elif name.endswith('_backward'):
-            torch.library.register_autograd(full, refuse_second_derivative)
+            register_gradient(full, None, refuse_second_derivative, function)

@@ -29,7 +29,7 @@ SCHEMAS = {
     # out, last_state, checkpoints: the states between segments if `save`, else empty
     'scan': f'({_SCAN}bool delta_softplus, bool reverse, bool save) -> (Tensor, Tensor, Tensor)',
     # gradients of the tensors, empty ones of those that were not given; as in all that follow
-    'scan_backward': f'(Tensor grad_out, Tensor grad_last_state, {_SCAN}Tensor checkpoints, '
+    'scan_backward': f'(Tensor grad_out, Tensor? grad_last_state, {_SCAN}Tensor checkpoints, '
     'bool delta_softplus, bool reverse) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, '
     'Tensor, Tensor)',
     # out, checkpoints of both directions

@@ -210,14 +210,14 @@ def test_the_cuda_kernels_pass_silently(dtype, emulated_cuda, recwarn):
 @needs_emulation
 def test_a_wrong_cuda_kernel_is_found(emulated_cuda, monkeypatch):
     """What backward reads of the sequence is moved by a step, below the operators."""
-    from mmvim_ops.backends.cuda.plan import Plan
+    from mmvim_ops.backends.cuda import scan as cuda_scan
 
-    right = Plan.backward
+    right = cuda_scan._backward
 
-    def wrong(self, grad_out, *more):
-        return right(self, grad_out.roll(1, -1), *more)
+    def wrong(directions, reverse, z, softplus, scale, grad_out, *more):
+        right(directions, reverse, z, softplus, scale, grad_out.roll(1, -1), *more)
 
-    monkeypatch.setattr(Plan, 'backward', wrong)
+    monkeypatch.setattr(cuda_scan, '_backward', wrong)
     with pytest.warns(UserWarning, match="'cuda', which failed.*: the scan: gradient of u"):
         assert choose_backend(None, CPU) is not emulated_cuda
     with pytest.raises(ValueError, match=r"'cuda' failed its check on cpu, in torch\.bfloat16"):

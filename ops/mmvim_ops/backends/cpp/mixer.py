@@ -4,7 +4,12 @@ import torch
 from torch import Tensor
 
 from ...calls import MixerCall, MixerDirection
-from ..operators import needs_gradient, only_given, refuse_second_derivative
+from ..operators import (
+    needs_gradient,
+    only_given,
+    refuse_second_derivative,
+    register_gradient,
+)
 from ..schemas import SCHEMAS
 from . import library
 
@@ -89,6 +94,9 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad_out, *_):
     *tensors, xz, states, states_b = ctx.saved_tensors
+    if grad_out is None:
+        tokens, out_weight = tensors[0], tensors[4]
+        grad_out = tokens.new_zeros(*tokens.shape[:2], out_weight.shape[0])
     grads = torch.ops.mmvim_ops.cpp_mamba_mixer_backward(
         grad_out, *tensors, ctx.reversed, ctx.scale, ctx.norm_eps, xz, states, states_b
     )
@@ -104,8 +112,8 @@ def define() -> None:
         full = f'mmvim_ops::cpp_{name}'
         torch.library.define(full, SCHEMAS[name], tags=[torch.Tag.pt2_compliant_tag])
         torch.library.register_fake(full, fake)
-    torch.library.register_autograd('mmvim_ops::cpp_mamba_mixer', _backward, setup_context=_save)
-    torch.library.register_autograd('mmvim_ops::cpp_mamba_mixer_backward', refuse_second_derivative)
+    register_gradient('mmvim_ops::cpp_mamba_mixer', _save, _backward)
+    register_gradient('mmvim_ops::cpp_mamba_mixer_backward', None, refuse_second_derivative)
 
 
 if library.MISSING is None:

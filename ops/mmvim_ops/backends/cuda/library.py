@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .. import compiled
 from . import structures
-from .structures import Matrix, Sequence
 
 LIBRARY = Path(__file__).parents[2] / '_cuda.so'
 BUILD_COMMAND = 'python ops/build_cuda.py'
@@ -74,15 +73,21 @@ def library(device_type: str) -> ctypes.CDLL:
     return found
 
 
-def call(function: str, u: Tensor, arguments) -> None:
-    with torch.cuda.device_of(u):
-        error = getattr(library(u.device.type), function)(ctypes.byref(arguments))
+def call(function: str, device: torch.device, *arguments) -> None:
+    run = getattr(library(device.type), function)
+    if device.type != 'cuda' or device.index == torch.cuda.current_device():
+        error = run(*arguments)
+    else:
+        with torch.cuda.device(device):
+            error = run(*arguments)
     if error is not None:
         raise RuntimeError(f'mmvim_ops: {function}: {error.decode()}')
 
 
-def stream(u: Tensor) -> int:
-    return torch.cuda.current_stream(u.device).cuda_stream if u.is_cuda else 0
+def stream(device: torch.device) -> int:
+    if device.type != 'cuda':
+        return 0
+    return torch._C._cuda_getCurrentRawStream(device.index)  # without an object around it
 
 
 @lru_cache
@@ -95,16 +100,43 @@ def limits(device: torch.device) -> tuple[int, int]:
     return tuple(found)
 
 
-def address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+def memory(floats: int, device: torch.device) -> Tensor:
+    """Where kernels leave what no caller sees."""
+    return torch.empty(floats, dtype=torch.float32, device=device)
 
 
-def sequence(x: Tensor | None) -> Sequence:
-    return Sequence() if x is None else Sequence(x.data_ptr(), *x.stride())
+def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return x if x is None or x.dtype is dtype else x.to(dtype)
 
 
-def matrix(m: Tensor) -> Matrix:
+def packed(x: Tensor | None) -> Tensor | None:
+    """As kernels read parameters: float32, contiguous."""
+    if x is None or (x.dtype is torch.float32 and x.is_contiguous()):
+        return x
+    return x.float().contiguous()
+
+
+# Values for structures.filled.
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def sequence(x: Tensor | None) -> tuple[int, ...]:
+    return structures.NO_SEQUENCE if x is None else (x.data_ptr(), *x.stride())
+
+
+def matrix(m: Tensor) -> tuple[int, ...]:
     if m.ndim == 2:
-        return Matrix(m.data_ptr(), False, 0, 0, m.stride(0), m.stride(1), 0)
-    batch, *group, state, time = m.stride()
-    return Matrix(m.data_ptr(), True, batch, group[0] if group else 0, 0, state, time)
+        return m.data_ptr(), 0, 0, 0, *m.stride(), 0
+    if m.ndim == 3:
+        batch, state, time = m.stride()
+        return m.data_ptr(), 1, batch, 0, 0, state, time
+    batch, group, state, time = m.stride()
+    return m.data_ptr(), 1, batch, group, 0, state, time
+
+
+def gradient(x: Tensor | None, given: Tensor | None) -> tuple[int, int]:
+    """Where the gradient of an argument goes to, if the argument was given."""
+    return structures.NO_GRADIENT if given is None else (x.data_ptr(), DTYPES[x.dtype])

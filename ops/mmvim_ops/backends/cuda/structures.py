@@ -6,7 +6,9 @@ is that of the C++ source (:func:`header`), and carries :func:`interface`. It mu
 
 import ctypes
 import hashlib
+import struct
 from ctypes import POINTER, c_char_p, c_double, c_int64, c_void_p
+from functools import lru_cache
 
 
 class Sequence(ctypes.Structure):
@@ -52,6 +54,14 @@ class Scan(ctypes.Structure):
     ]
 
 
+class Gradient(ctypes.Structure):
+    _fields_ = [('data', c_void_p), ('dtype', c_int64)]
+
+
+class Totals(ctypes.Structure):
+    _fields_ = [(name, Gradient) for name in ('B', 'C', 'A', 'D', 'delta_bias')]
+
+
 class Convolution(ctypes.Structure):
     _fields_ = [
         *(
@@ -67,15 +77,18 @@ class Convolution(ctypes.Structure):
         ('bias', c_void_p),
         ('grad_out', Sequence),
         ('grad_x', Sequence),
-        ('grad_parameters', c_void_p),
+        ('partial', c_void_p),
+        ('grad_weight', Gradient),
+        ('grad_bias', Gradient),
     ]
 
 
-STRUCTURES = (Sequence, Matrix, Direction, Scan, Convolution)
+STRUCTURES = (Sequence, Matrix, Direction, Scan, Gradient, Totals, Convolution)
 # Result and arguments of the library's functions. A string says what is wrong, null nothing.
 FUNCTIONS = {
     'mmvim_scan_forward': (c_char_p, POINTER(Scan)),
     'mmvim_scan_backward': (c_char_p, POINTER(Scan)),
+    'mmvim_scan_finish': (c_char_p, POINTER(Scan), POINTER(Totals)),
     'mmvim_conv_forward': (c_char_p, POINTER(Convolution)),
     'mmvim_conv_backward': (c_char_p, POINTER(Convolution)),
     'mmvim_device_limits': (c_char_p, c_int64, POINTER(c_int64)),
@@ -83,7 +96,31 @@ FUNCTIONS = {
     'mmvim_most_threads': (c_int64, c_int64, c_int64, c_int64),
     'mmvim_shared_bytes': (c_int64, c_int64, c_int64, c_int64, c_int64, c_int64),
 }
+# What stands for a structure that was not given.
+NO_SEQUENCE = (0,) * 4
+NO_DIRECTION = (0,) * (ctypes.sizeof(Direction) // 8)
+NO_GRADIENT = (0,) * 2
 DTYPES = {'float32': 0, 'float16': 1, 'bfloat16': 2}  # Dtype of csrc/cuda/device.h
+
+
+def filled(structure, values):
+    """A structure, or an array of them, with these values: one for each eight bytes, in their
+    order. To set fields one by one takes ten times as long."""
+    return structure.from_buffer_copy(_packer(structure).pack(*values))
+
+
+@lru_cache
+def _packer(structure) -> struct.Struct:
+    return struct.Struct(_format(structure))
+
+
+def _format(kind) -> str:
+    """As module ``struct`` writes it."""
+    if issubclass(kind, ctypes.Array):
+        return _format(kind._type_) * kind._length_
+    if issubclass(kind, ctypes.Structure):
+        return ''.join(_format(field[1]) for field in kind._fields_)
+    return 'd' if kind is c_double else 'q'
 
 
 def interface() -> str:
