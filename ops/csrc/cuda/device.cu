@@ -11,10 +11,6 @@
 
 using namespace mmvim;
 
-namespace {
-
-}  // namespace
-
 // Python reads this from the file before it loads it.
 MMVIM_API const char mmvim_interface[] = "mmvim_ops interface " MMVIM_INTERFACE;
 
@@ -29,10 +25,6 @@ MMVIM_API int64_t mmvim_constant(const char* name) {
 // Multiprocessors and the shared memory that a block may have, in bytes.
 MMVIM_API const char* mmvim_device_limits(int64_t device, int64_t* limits) {
   return device_limits(device, limits);
-}
-
-MMVIM_API int64_t mmvim_channels_per_warp(int64_t states, int64_t lanes) {
-  return with_shape(states, lanes, [](auto shape) { return int64_t(shape.kChannels); });
 }
 
 MMVIM_API int64_t mmvim_most_threads(int64_t states, int64_t lanes, int64_t backward) {

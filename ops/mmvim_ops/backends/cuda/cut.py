@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 SEGMENT = 64  # steps; chunks are multiples of it
 
-# Cycles in which a scheduler issues the instructions of one step of a warp, by lanes per channel,
-# and the share of them that chunk_ends takes again. Counted in the machine code for sm_90.
-CYCLES = {False: {4: 36, 8: 22, 16: 36, 32: 60}, True: {4: 148, 8: 82, 16: 148, 32: 260}}
-FIRST_PASS = {False: 0.5, True: 0.2}
-# With w warps a scheduler issues in the share w / (w + LATENCY) of its cycles.
-LATENCY = 0.7
+# Fitted to a sweep over lanes, warps and chunks on an H100 (docs/data, docs/ops.md): over its 16
+# sizes and passes, what the model chooses takes 1.6 % more time on average than the best cut, at most 10 %.
+
+# Cycles of a scheduler for one step of a warp, by lanes per channel; not fitted for 16 and 32.
+CYCLES = {False: {4: 36, 8: 20, 16: 36, 32: 60}, True: {4: 148, 8: 81, 16: 148, 32: 260}}
+FIRST_PASS = {False: 0.4, True: 0.2}  # of them, what chunk_ends takes again
+RESIDENT = {False: {4: 3, 8: 3, 16: 3, 32: 3}, True: {4: 2, 8: 3, 16: 1, 32: 1}}  # warps at once
+LATENCY = 0.3  # of a step: what is waited for in vain, once per set of resident warps
 LAUNCHES = 6000  # cycles that two more kernels take to start and end
+CARRY = 500  # cycles to go from chunk to chunk
 BYTES = 1500  # of the GPU's memory per cycle
 
 
@@ -64,14 +67,16 @@ def cost(cut: Cut, sizes: Sizes, device: Device, backward: bool) -> float:
         elements = sizes.directions * sizes.batch * sizes.groups * sizes.length * sizes.states
         traffic = elements * splits * 2 * 4 * 2 / BYTES
     blocks *= sizes.batch * cut.chunks * sizes.groups
-    # Of the busiest multiprocessor, per scheduler. What does not fit at once comes later, which
-    # costs the same.
+    # Of the busiest multiprocessor, per scheduler.
     warps = math.ceil(blocks / device.processors) * cut.warps * sizes.directions / 4
-    cycles = CYCLES[backward][cut.lanes] * (max(warps, 1) + LATENCY) * rounds
+    sets = math.ceil(warps / RESIDENT[backward][cut.lanes])
+    cycles = CYCLES[backward][cut.lanes] * (max(warps, 1) + LATENCY * sets) * rounds
     steps = math.ceil(sizes.length / (cut.chunks * SEGMENT)) * SEGMENT
     if cut.chunks == 1:
         return cycles * steps + traffic
-    return cycles * steps * (1 + FIRST_PASS[backward]) + traffic + LAUNCHES
+    states = sizes.directions * sizes.batch * sizes.groups * sizes.per_group * sizes.states
+    between = cut.chunks * (CARRY + states * 4 * 3 / BYTES) + LAUNCHES
+    return cycles * steps * (1 + FIRST_PASS[backward]) + traffic + between
 
 
 def chunk_counts(length: int) -> list[int]:

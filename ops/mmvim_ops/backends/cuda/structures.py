@@ -92,7 +92,6 @@ FUNCTIONS = {
     'mmvim_conv_forward': (c_char_p, POINTER(Convolution)),
     'mmvim_conv_backward': (c_char_p, POINTER(Convolution)),
     'mmvim_device_limits': (c_char_p, c_int64, POINTER(c_int64)),
-    'mmvim_channels_per_warp': (c_int64, c_int64, c_int64),
     'mmvim_most_threads': (c_int64, c_int64, c_int64, c_int64),
     'mmvim_shared_bytes': (c_int64, c_int64, c_int64, c_int64, c_int64, c_int64),
 }
