@@ -17,6 +17,8 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset
+from mmengine.dist import is_distributed
+from torch import distributed
 
 from .checkpoint import CheckpointError, guard_checkpoints
 from .data import check_data, describe, type_name, use_checked_coco
@@ -166,6 +168,7 @@ def run(main: Callable[[], None]) -> None:
     """Call ``main``; errors meant for the user end the process with their message alone."""
     try:
         main()
+        leave_processes()
     except (UserError, CheckpointError, FloatingPointError) as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     except ValueError as error:
@@ -173,6 +176,13 @@ def run(main: Callable[[], None]) -> None:
         if explanation is None:
             raise
         sys.exit(f'{Path(sys.argv[0]).name}: {explanation}')
+
+
+def leave_processes() -> None:
+    """End a distributed run together: a process that is still at work must not lose the others."""
+    if is_distributed():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def explain(error: ValueError) -> str | None:
