@@ -239,6 +239,26 @@ class PlainBackbone(BaseModule):
         load_pretrained(self, **{k: v for k, v in pretrained[-1].items() if k != 'type'})
         self._is_init = True
 
+    def fit_pos_embed(
+        self, pos_embed: Tensor, grid: tuple[int, int], cls_token: str | None
+    ) -> Tensor:
+        """A position embedding of another model, resized to this one's grid and class tokens.
+
+        Args:
+            pos_embed (Tensor): (1, L, C).
+            grid (tuple[int, int]): Its rows and columns of patches.
+            cls_token (str | None): Where its class tokens stand.
+
+        Returns:
+            Tensor: (1, L', C). Without rows for class tokens where the other has fewer than this.
+        """
+        place = self.cls_token_place
+        resized = resize_pos_embed(pos_embed, grid, self.grid, cls_token)
+        patches, rows = split_class_tokens(resized, cls_token)
+        if rows.shape[1] < NUM_CLASS_TOKENS[place]:
+            return patches
+        return insert_class_tokens(patches, rows, place)
+
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         store_layout(self, destination, prefix)

@@ -19,12 +19,7 @@ from torch import Tensor
 from mmvim.utils import CheckpointError, load_checkpoint
 
 from .file_weights import FileWeights, read_weights
-from .sequence import (
-    NUM_CLASS_TOKENS,
-    insert_class_tokens,
-    resize_pos_embed,
-    split_class_tokens,
-)
+from .sequence import NUM_CLASS_TOKENS
 
 __all__ = ['adapt_state_dict', 'fit_state_dict', 'load_pretrained', 'store_layout']
 
@@ -270,15 +265,12 @@ def _adapt_pos_embed(
     grid, done = _held_grid(model, num_patches, stored.get('grid'))
     if held == place and grid == tuple(model.grid):
         return pos_embed, done
-    resized = resize_pos_embed(pos_embed, grid, model.grid, held)
-    patches, rows = split_class_tokens(resized, held)
-    if rows.shape[1] >= NUM_CLASS_TOKENS[place]:
-        patches = insert_class_tokens(patches, rows, place)
-    # Otherwise the class token itself is missing too, and reported as such.
-    change = f'pos_embed {pos_embed.shape[1]} → {patches.shape[1]} rows'
+    # Where rows for class tokens are missing, so are those tokens, which is reported as such.
+    fitted = model.fit_pos_embed(pos_embed, grid, held)
+    change = f'pos_embed {pos_embed.shape[1]} → {fitted.shape[1]} rows'
     if grid != tuple(model.grid):
         change += f' ({_by(grid)} → {_by(model.grid)})'
-    return patches, [*done, change]
+    return fitted, [*done, change]
 
 
 def _held_grid(
