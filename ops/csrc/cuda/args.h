@@ -52,6 +52,13 @@ struct Scan {
   Direction direction[2];
 };
 
+// A second convolution of x; weight is null where there is none.
+struct SecondFilter {
+  int64_t reverse;
+  Sequence out;
+  const float *weight, *bias;        // as in Convolution
+};
+
 struct Convolution {
   int64_t dtype, device, stream;
   int64_t batch, channels, length, taps, silu, reverse;
@@ -61,6 +68,8 @@ struct Convolution {
   // backward
   Sequence grad_out, grad_x;
   float* grad_parameters;            // (batch, tiles, channels, taps + 1): weight and bias
+
+  SecondFilter second;               // forward only
 };
 
 constexpr int kSegment = 64;    // between two checkpoints; chunks are multiples of it

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..operators import like
 from .library import DTYPES, address, call, constant, sequence, stream
-from .structures import Convolution
+from .structures import Convolution, SecondFilter
 
 
 def _arguments(x: Tensor, weight: Tensor, bias: Tensor | None, silu, reverse) -> dict:
@@ -36,6 +36,36 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: 
         arguments = _arguments(x, weight, bias, silu, reverse)
         call('mmvim_conv_forward', x, Convolution(**arguments, out=sequence(out)))
     return out
+
+
+def conv1d_pair(
+    x: Tensor,
+    first: tuple[Tensor, Tensor | None, bool],
+    second: tuple[Tensor, Tensor | None, bool],
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Two convolutions of one x without gradients; it is read once where they run in opposite
+    directions with four taps.
+
+    Args:
+        x (Tensor): (B, D, L).
+        first, second (tuple): Weight (D, taps), the same number of taps for both; bias (D) or None;
+            whether it runs from the end to the start.
+        silu (bool): Whether SiLU follows, for both.
+
+    Returns:
+        tuple[Tensor, Tensor]: Both as x.
+    """
+    outs = torch.empty_like(x), torch.empty_like(x)
+    if x.numel() > 0:
+        (weight, bias, reverse), (weight_b, bias_b, reverse_b) = (
+            (_packed(weight), _packed(bias), reverse) for weight, bias, reverse in (first, second)
+        )
+        other = SecondFilter(reverse_b, sequence(outs[1]), weight_b.data_ptr(), address(bias_b))
+        arguments = _arguments(x, weight, bias, silu, reverse)
+        arguments |= dict(out=sequence(outs[0]), second=other)
+        call('mmvim_conv_forward', x, Convolution(**arguments))
+    return outs
 
 
 def conv1d_backward(

@@ -52,6 +52,15 @@ class Scan(ctypes.Structure):
     ]
 
 
+class SecondFilter(ctypes.Structure):
+    _fields_ = [
+        ('reverse', c_int64),
+        ('out', Sequence),
+        ('weight', c_void_p),
+        ('bias', c_void_p),
+    ]
+
+
 class Convolution(ctypes.Structure):
     _fields_ = [
         *(
@@ -68,10 +77,11 @@ class Convolution(ctypes.Structure):
         ('grad_out', Sequence),
         ('grad_x', Sequence),
         ('grad_parameters', c_void_p),
+        ('second', SecondFilter),
     ]
 
 
-STRUCTURES = (Sequence, Matrix, Direction, Scan, Convolution)
+STRUCTURES = (Sequence, Matrix, Direction, Scan, SecondFilter, Convolution)
 # Result and arguments of the library's functions. A string says what is wrong, null nothing.
 FUNCTIONS = {
     'mmvim_scan_forward': (c_char_p, POINTER(Scan)),
