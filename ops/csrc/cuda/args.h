@@ -65,6 +65,13 @@ struct Totals {
   Gradient D, delta_bias;            // (channels)
 };
 
+// A second convolution of x; weight is null where there is none.
+struct SecondFilter {
+  int64_t reverse;
+  Sequence out;
+  const float *weight, *bias;        // as in Convolution
+};
+
 struct Convolution {
   int64_t dtype, device, stream;
   int64_t batch, channels, length, taps, silu, reverse;
@@ -75,6 +82,8 @@ struct Convolution {
   Sequence grad_out, grad_x;
   float* partial;                    // (batch, tiles, taps + 1, channels): of weight and bias
   Gradient grad_weight, grad_bias;   // (channels, taps), (channels)
+
+  SecondFilter second;               // forward only
 };
 
 constexpr int kSegment = 64;    // between two checkpoints; chunks are multiples of it

@@ -85,6 +85,15 @@ template <int kBytes> struct WordsOf { using type = Words4; };
 template <> struct WordsOf<8> { using type = Words2; };
 template <> struct WordsOf<4> { using type = Word; };
 
+// To the GPU's memory. The compiler may take an assignment of four words apart.
+template <class Words> __device__ __forceinline__ void store(Words* to, const Words& x) { *to = x; }
+#ifndef MMVIM_EMULATED
+__device__ __forceinline__ void store(Words4* to, const Words4& x) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+               :: "l"(to), "r"(x.w[0]), "r"(x.w[1]), "r"(x.w[2]), "r"(x.w[3]) : "memory");
+}
+#endif
+
 template <int N, class T> __device__ __forceinline__ void copy_words(T* to, const T* from) {
   using Words = typename WordsOf<sizeof(T) * N>::type;
 #pragma unroll

@@ -16,7 +16,10 @@ from .library import (
     sequence,
     stream,
 )
-from .structures import NO_GRADIENT, NO_SEQUENCE, Convolution, filled
+from .structures import NO_GRADIENT, NO_SECOND, NO_SEQUENCE, Convolution, filled
+
+# What a convolution has of the backward pass.
+NO_BACKWARD = (*NO_SEQUENCE, *NO_SEQUENCE, 0, *NO_GRADIENT, *NO_GRADIENT)
 
 
 def _given(x: Tensor, out: Tensor | None, weight: Tensor, bias: Tensor | None, *flags) -> tuple:
@@ -32,10 +35,42 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: 
         weight, bias = packed(weight), packed(bias)
         values = (
             *_given(x, out, weight, bias, silu, reverse),
-            *(*NO_SEQUENCE, *NO_SEQUENCE, 0, *NO_GRADIENT, *NO_GRADIENT),
+            *(*NO_BACKWARD, *NO_SECOND),
         )
         call('mmvim_conv_forward', x.device, filled(Convolution, values))
     return out
+
+
+def conv1d_pair(
+    x: Tensor,
+    first: tuple[Tensor, Tensor | None, bool],
+    second: tuple[Tensor, Tensor | None, bool],
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Two convolutions of one x without gradients; it is read once where they run in opposite
+    directions with four taps.
+
+    Args:
+        x (Tensor): (B, D, L).
+        first, second (tuple): Weight (D, taps), the same number of taps for both; bias (D) or None;
+            whether it runs from the end to the start.
+        silu (bool): Whether SiLU follows, for both.
+
+    Returns:
+        tuple[Tensor, Tensor]: Both as x.
+    """
+    outs = torch.empty_like(x), torch.empty_like(x)
+    if x.numel() > 0:
+        (weight, bias, reverse), (weight_b, bias_b, reverse_b) = (
+            (packed(weight), packed(bias), reverse) for weight, bias, reverse in (first, second)
+        )
+        values = (
+            *_given(x, outs[0], weight, bias, silu, reverse),
+            *NO_BACKWARD,
+            *(reverse_b, *sequence(outs[1]), weight_b.data_ptr(), address(bias_b)),
+        )
+        call('mmvim_conv_forward', x.device, filled(Convolution, values))
+    return outs
 
 
 def conv1d_backward(
@@ -52,7 +87,7 @@ def conv1d_backward(
     values = (
         *_given(x, None, weight, read_bias, silu, reverse),
         *(*sequence(grad_out), *sequence(grad_x), sums.data_ptr()),
-        *(*gradient(grad_weight, weight), *gradient(grad_bias, bias)),
+        *(*gradient(grad_weight, weight), *gradient(grad_bias, bias), *NO_SECOND),
     )
     call('mmvim_conv_backward', x.device, filled(Convolution, values))
     return grads

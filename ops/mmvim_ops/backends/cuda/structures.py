@@ -62,6 +62,15 @@ class Totals(ctypes.Structure):
     _fields_ = [(name, Gradient) for name in ('B', 'C', 'A', 'D', 'delta_bias')]
 
 
+class SecondFilter(ctypes.Structure):
+    _fields_ = [
+        ('reverse', c_int64),
+        ('out', Sequence),
+        ('weight', c_void_p),
+        ('bias', c_void_p),
+    ]
+
+
 class Convolution(ctypes.Structure):
     _fields_ = [
         *(
@@ -80,10 +89,11 @@ class Convolution(ctypes.Structure):
         ('partial', c_void_p),
         ('grad_weight', Gradient),
         ('grad_bias', Gradient),
+        ('second', SecondFilter),
     ]
 
 
-STRUCTURES = (Sequence, Matrix, Direction, Scan, Gradient, Totals, Convolution)
+STRUCTURES = (Sequence, Matrix, Direction, Scan, Gradient, Totals, SecondFilter, Convolution)
 # Result and arguments of the library's functions. A string says what is wrong, null nothing.
 FUNCTIONS = {
     'mmvim_scan_forward': (c_char_p, POINTER(Scan)),
@@ -99,6 +109,7 @@ FUNCTIONS = {
 NO_SEQUENCE = (0,) * 4
 NO_DIRECTION = (0,) * (ctypes.sizeof(Direction) // 8)
 NO_GRADIENT = (0,) * 2
+NO_SECOND = (0,) * 7  # filter of a convolution
 DTYPES = {'float32': 0, 'float16': 1, 'bfloat16': 2}  # Dtype of csrc/cuda/device.h
 
 
