@@ -10,7 +10,8 @@ from typing import NamedTuple
 SEGMENT = 64  # steps; chunks are multiples of it
 
 # Fitted to a sweep over lanes, warps and chunks on an H100 (docs/data, docs/ops.md): over its 16
-# sizes and passes, what the model chooses takes 1.6 % more time on average than the best cut, at most 10 %.
+# sizes and passes, what the model chooses takes 1.6 % more time on average than the best cut, and
+# at most 10 %.
 
 # Cycles of a scheduler for one step of a warp, by lanes per channel; not fitted for 16 and 32.
 CYCLES = {False: {4: 36, 8: 20, 16: 36, 32: 60}, True: {4: 148, 8: 81, 16: 148, 32: 260}}
