@@ -141,6 +141,37 @@ def test_many_states(states, fused):
     assert fused
 
 
+@pytest.mark.parametrize('layout', ['length_first', 'reversed', 'expanded', 'sliced'])
+def test_tokens_of_any_layout(layout, fused):
+    tokens, arguments, more = with_norm(make(2, 23))
+
+    def lay_out(x):
+        if layout == 'length_first':
+            return x.transpose(0, 1).contiguous().transpose(0, 1)
+        if layout == 'expanded':
+            return x[:1].expand(3, -1, -1)
+        if layout == 'sliced':
+            return x[:, 1:, :]
+        return x.flip(1)
+
+    def run(function, **options):
+        out = function(lay_out(tokens), *arguments, **more, **options)
+        torch.manual_seed(0)
+        grad = upstream(out).transpose(0, 1).contiguous().transpose(0, 1)
+        return [out, *torch.autograd.grad(out, tensors(tokens, arguments, more), grad)]
+
+    assert_close(run(mamba_mixer, backend='cuda'), run(mamba_mixer_naive), 1e-4)
+    assert fused
+
+
+def test_inference_mode(fused):
+    case = make(2)
+    with torch.inference_mode():
+        out = ours(*case)
+    assert torch.equal(out, ours(*case))
+    assert len(fused) == 2
+
+
 # What a call costs.
 
 NO_LAUNCH = {
