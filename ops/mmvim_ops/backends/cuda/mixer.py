@@ -125,13 +125,13 @@ def mamba_mixer(call: MixerCall) -> Tensor:
 
 
 class _Casts:
-    """Copies of tensors in other dtypes, made together in one launch for each dtype."""
+    """Copies of tensors in other dtypes, made together in one launch for each pair of dtypes."""
 
     def __init__(self):
         self.pairs = {}
 
     def _add(self, source: Tensor, target: Tensor) -> None:
-        targets, sources = self.pairs.setdefault(target.dtype, ([], []))
+        targets, sources = self.pairs.setdefault((source.dtype, target.dtype), ([], []))
         targets.append(target)
         sources.append(source)
 
