@@ -137,7 +137,7 @@ class MambaMixer(nn.Module):
             out = mamba_mixer(
                 tokens,
                 self.in_proj.weight,
-                [self._weights(*scan) for scan in scans],
+                self._weights(scans),
                 self.out_proj.weight,
                 norm_weight=None if norm is None else norm.weight,
                 norm_eps=1e-5 if norm is None else norm.eps,
@@ -161,8 +161,13 @@ class MambaMixer(nn.Module):
         names = 'in_proj', 'out_proj', *layers
         return all(is_plain(getattr(self, name), Linear, nn.Conv1d) for name in names)
 
-    def _weights(self, scan: Scan, order: Tensor | None) -> MixerDirection:
-        """What the fused op needs of one scan."""
+    def _weights(self, scans: list[tuple[Scan, Tensor | None]]) -> list[MixerDirection]:
+        """What the fused op needs of each scan and its order."""
+        return [
+            self._weights_of(*scan, A) for scan, A in zip(scans, self._all_states(), strict=True)
+        ]
+
+    def _weights_of(self, scan: Scan, order: Tensor | None, A: Tensor) -> MixerDirection:
         conv1d, dt_proj = getattr(self, scan.conv1d), getattr(self, scan.dt_proj)
         return MixerDirection(
             conv1d.weight,
@@ -170,7 +175,7 @@ class MambaMixer(nn.Module):
             getattr(self, scan.x_proj).weight,
             dt_proj.weight,
             widen(dt_proj.bias),
-            self._states(scan),
+            A,
             widen(getattr(self, scan.D)),
             scan.reverse,
             scan.conv_reverse,
@@ -219,6 +224,16 @@ class MambaMixer(nn.Module):
     def _states(self, scan: Scan) -> Tensor:
         """A = -exp(A_log), always negative: states decay. (E, N)."""
         return -widen(getattr(self, scan.A_log)).exp()
+
+    def _all_states(self) -> list[Tensor]:
+        """Those of all scans. Computed in every call: an edit of ``A_log.data`` leaves no trace by
+        which one could tell that an A kept from before is out of date."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return [self._states(scan) for scan in self.scans]
+        # On a GPU two launches, however many scans.
+        found = torch._foreach_exp([widen(getattr(self, scan.A_log)) for scan in self.scans])
+        torch._foreach_neg_(found)
+        return list(found)
 
 
 def widen(tensor: Tensor) -> Tensor:

@@ -57,8 +57,9 @@ def mamba_mixer(
         out_proj_bias (Tensor | None): (C',).
         scale (float): Factor of the directions' sum.
         recompute (str): What is computed again in the backward pass instead of being stored.
-            ``'activations'``: all but ``tokens`` and ``in_proj``'s output. ``'all'``: that output,
-            too. ``'none'``: nothing, except the scan's states.
+            ``'activations'``: all but ``tokens`` and ``in_proj``'s output, and on a GPU the scans'
+            output and states. ``'all'``: all but ``tokens``. ``'none'``: nothing, except the scan's
+            states, and the norm on a GPU.
         backend (str | None): As in :func:`mmvim_ops.selective_scan`.
 
     Returns:

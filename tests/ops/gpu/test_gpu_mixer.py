@@ -6,7 +6,7 @@ import pytest
 import torch
 from gpu_cases import DEVICE, assert_equal, cuda_only, each_backend, each_case, size, to_device
 from scan_cases import assert_accurate, map_tensors, to_double
-from test_mamba_mixer import make_mixer, results
+from test_mamba_mixer import assert_close, make_mixer, results
 
 from mmvim_ops import MixerDirection, mamba_mixer
 from mmvim_ops.naive import mamba_mixer_naive
@@ -73,3 +73,57 @@ def test_recomputed_or_not_the_results_are_the_same(backend):
     stored = results(mamba_mixer, *case, backend=backend, recompute='none')
     for recompute in ('activations', 'all'):
         assert_equal(results(mamba_mixer, *case, backend=backend, recompute=recompute), stored)
+
+
+on_gpu = pytest.mark.skipif(DEVICE == 'cpu', reason='the emulation has neither launches nor graphs')
+
+
+@on_gpu
+@cuda_only
+def test_launches_of_a_block(backend):
+    tokens, arguments, more = mixer(6, 197, kind=2, dims=192, inner=384)
+    more = dict(more, norm_weight=torch.ones(192, device=DEVICE))
+
+    @torch.no_grad()
+    def infer():
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            mamba_mixer(tokens, *arguments, **more, backend=backend)
+
+    infer()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        infer()
+        torch.cuda.synchronize()
+    cuda = torch.autograd.DeviceType.CUDA
+    names = [event.name for event in profile.events() if event.device_type == cuda]
+    # More than one chunk takes passes of its own, and cuBLAS may split a product into two launches.
+    names = [n for n in names if not any(part in n for part in ('chunk_ends', 'carry', 'splitK'))]
+    assert 0 < len(names) <= 9, names
+
+
+@on_gpu
+@cuda_only
+@each_recompute
+def test_a_captured_graph_follows_the_weights(backend, recompute):
+    """Under autocast, in place: a replay reads the weights, not casts of before."""
+    tokens, (into, directions, out), more = mixer(6, 197, kind=2)
+    weights = into, out, *(o.x_proj_weight for o in directions)
+
+    def step():
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            y = mamba_mixer(
+                *(tokens, into, directions, out), **more, recompute=recompute, backend=backend
+            )
+        return y, *torch.autograd.grad(y, [tokens, *weights], torch.ones_like(y))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for weight in weights:
+        weight.data.mul_(2)
+    graph.replay()
+    assert_close(captured, step(), 1e-2)

@@ -3,7 +3,7 @@
 from ...calls import BidirectionalCall, Call, Conv1dCall
 from .. import composed, operators
 from ..backend import Backend
-from . import conv1d, library, scan
+from . import conv1d, library, mixer, scan
 
 
 class CudaBackend(Backend):
@@ -45,6 +45,9 @@ class CudaBackend(Backend):
 
     def conv1d(self, call):
         return operators.conv1d('cuda', call)
+
+    def mamba_mixer(self, call):
+        return mixer.mamba_mixer(call) if mixer.why_not(call) is None else None
 
 
 operators.define('cuda', scan.IMPLEMENTATIONS | conv1d.IMPLEMENTATIONS, scan.saved_states)

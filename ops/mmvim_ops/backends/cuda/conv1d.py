@@ -28,9 +28,16 @@ def _given(x: Tensor, out: Tensor | None, weight: Tensor, bias: Tensor | None, *
     return *sizes, *flags, *sequence(x), *sequence(out), weight.data_ptr(), address(bias)
 
 
-def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    """Operator ``cuda_conv1d``."""
-    out = torch.empty_like(x)
+def conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Operator ``cuda_conv1d``; ``out`` is where the result goes to."""
+    out = torch.empty_like(x) if out is None else out
     if x.numel() > 0:
         weight, bias = packed(weight), packed(bias)
         values = (

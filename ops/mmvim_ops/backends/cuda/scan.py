@@ -112,14 +112,20 @@ class Launch:
             *(A.data_ptr(), address(D), address(delta_bias), *more),
         )
 
+    def partial(self, shared: Tensor | None) -> tuple[int, ...]:
+        """Where one direction leaves the other its part of ``shared``, which may be a slice."""
+        if shared is None or len(self.directions) == 1:
+            return NO_SEQUENCE
+        if not self.plan.partial:
+            return sequence(shared)
+        _, channels, length = shared.shape
+        strides = (1, channels) if shared.stride(1) == 1 else (length, 1)
+        return (address(self.memory) + self.plan.layout.partial, channels * length, *strides)
+
     def scan(self, of_directions: list, out, grad_out, grad_z) -> structures.Scan:
         plan, begin = self.plan, address(self.memory)
         directions, batch, groups, per_group, length, states = plan.sizes
-        partial = NO_SEQUENCE
-        shared = grad_z if self.backward else out  # what one direction leaves the other a part of
-        if shared is not None and directions == 2:
-            where = begin + plan.layout.partial if plan.partial else shared.data_ptr()
-            partial = (where, *shared.stride())
+        partial = self.partial(grad_z if self.backward else out)
         between = (
             (begin + plan.layout.ends, begin + plan.layout.sums) if plan.chunks > 1 else (0, 0)
         )
@@ -134,7 +140,7 @@ class Launch:
         return filled(structures.Scan, values)
 
 
-def _forward(directions, reverse, z, softplus, scale, out, checkpoints, last_state=None) -> None:
+def run_forward(directions, reverse, z, softplus, scale, out, checkpoints, last_state=None) -> None:
     launch = Launch(directions, reverse, z, softplus, scale, backward=False)
     result = like_in(out, launch.dtype)
     scan = launch.scan(
@@ -149,7 +155,7 @@ def _forward(directions, reverse, z, softplus, scale, out, checkpoints, last_sta
         out.copy_(result)
 
 
-def _backward(
+def run_backward(
     directions, reverse, z, softplus, scale, grad_out, grad_last_state, checkpoints, grads, grad_z
 ) -> None:
     """Write the gradients of the directions and of z."""
@@ -199,7 +205,7 @@ def scan(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     if out.numel() == 0:
         last_state.zero_()
     else:
-        _forward(
+        run_forward(
             *([given.direction()], [reverse], given.z, softplus, 1.0, out),
             *([checkpoints if save else None], last_state),
         )
@@ -214,7 +220,7 @@ def scan_backward(grad_out, grad_last_state, *arguments) -> tuple[Tensor, ...]:
     if grad_out.numel() == 0:
         return tuple(grad.zero_() for grad in grads)
     into = ScanTensors(*grads)
-    _backward(
+    run_backward(
         *([given.direction()], [reverse], given.z, softplus, 1.0, grad_out, grad_last_state),
         *([checkpoints], [into.direction()], into.z),
     )
@@ -228,7 +234,7 @@ def bidirectional_scan(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     out, *checkpoints = fake_bidirectional_scan(saved_states, *arguments)
     if out.numel() > 0:
         kept = checkpoints if save else [None, None]
-        _forward(directions, [False, True], z, softplus, scale, out, kept)
+        run_forward(directions, [False, True], z, softplus, scale, out, kept)
     return out, *checkpoints
 
 
@@ -240,7 +246,7 @@ def bidirectional_scan_backward(grad_out, *arguments) -> list[Tensor]:
     if grad_out.numel() == 0:
         return [grad.zero_() for grad in grads]
     *into, grad_z = unflatten(grads)
-    _backward(
+    run_backward(
         *(directions, [False, True], z, softplus, scale, grad_out, None),
         *([checkpoints, checkpoints_b], into, grad_z),
     )
