@@ -217,12 +217,12 @@ def test_launches_of_inference(autocast, calls):
 
     found = launches(infer, calls)
     expected = ['rms_norm', '_foreach_copy_', 'linear', 'bmm', 'bmm', 'linear']
-    expected += ['mmvim_conv_forward', 'mmvim_conv_forward', 'mmvim_scan_forward']
+    expected += ['mmvim_conv_forward', 'mmvim_scan_forward']
     assert found == expected
-    assert len(found) <= 9
+    assert len(found) == 8
 
 
-@pytest.mark.parametrize(('recompute', 'most'), [('activations', 20), ('all', 22), ('none', 16)])
+@pytest.mark.parametrize(('recompute', 'most'), [('activations', 19), ('all', 21), ('none', 16)])
 def test_launches_of_backward(recompute, most, calls):
     """Without the norm, whose gradient is torch's: one operation on a GPU, many on the CPU."""
     tokens, arguments, _ = make(1)
@@ -236,7 +236,7 @@ def test_launches_of_backward(recompute, most, calls):
 
     found = launches(differentiate, calls)
     assert found.count('mmvim_scan_forward') == (recompute == 'all')
-    assert found.count('mmvim_conv_forward') == (0 if recompute == 'none' else 2)
+    assert found.count('mmvim_conv_forward') == (0 if recompute == 'none' else 1)
     assert len(found) <= most, found
 
 
@@ -444,7 +444,16 @@ def other_ranks(case):
     return tokens, (into, directions, out), more
 
 
-@pytest.mark.parametrize('change', [reversed_directions, with_order, one_direction, other_ranks])
+def other_taps(case):
+    tokens, (into, directions, out), more = case
+    weight = directions[0].conv_weight.detach()
+    directions[0] = directions[0]._replace(conv_weight=torch.cat([weight, weight], dim=-1))
+    return tokens, (into, directions, out), more
+
+
+@pytest.mark.parametrize(
+    'change', [reversed_directions, with_order, one_direction, other_ranks, other_taps]
+)
 def test_other_mixers_are_composed(change, fused):
     case = change(make(1))
     with torch.no_grad():

@@ -212,16 +212,31 @@ def test_a_wrong_cuda_kernel_is_found(emulated_cuda, monkeypatch):
     """What backward reads of the sequence is moved by a step, below the operators."""
     from mmvim_ops.backends.cuda import scan as cuda_scan
 
-    right = cuda_scan._backward
+    right = cuda_scan.run_backward
 
     def wrong(directions, reverse, z, softplus, scale, grad_out, *more):
         right(directions, reverse, z, softplus, scale, grad_out.roll(1, -1), *more)
 
-    monkeypatch.setattr(cuda_scan, '_backward', wrong)
+    monkeypatch.setattr(cuda_scan, 'run_backward', wrong)
     with pytest.warns(UserWarning, match="'cuda', which failed.*: the scan: gradient of u"):
         assert choose_backend(None, CPU) is not emulated_cuda
     with pytest.raises(ValueError, match=r"'cuda' failed its check on cpu, in torch\.bfloat16"):
         choose_backend('cuda', CPU, torch.bfloat16)
+
+
+def test_a_wrong_mixer_is_found(emulated_cuda, monkeypatch):
+    """Both directions get the forward one's step sizes; every single operation is right."""
+    from mmvim_ops.backends.cuda import mixer
+
+    right = mixer._select
+
+    def wrong(*given):
+        selected = right(*given)
+        return selected._replace(delta=selected.delta[:1].repeat(2, 1, 1))
+
+    monkeypatch.setattr(mixer, '_select', wrong)
+    with pytest.warns(UserWarning, match="'cuda', which failed[^;]*: the mixer: "):
+        assert choose_backend(None, CPU) is not emulated_cuda
 
 
 def test_each_device_and_dtype_is_checked_once(unproven):

@@ -28,16 +28,9 @@ def _given(x: Tensor, out: Tensor | None, weight: Tensor, bias: Tensor | None, *
     return *sizes, *flags, *sequence(x), *sequence(out), weight.data_ptr(), address(bias)
 
 
-def conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Operator ``cuda_conv1d``; ``out`` is where the result goes to."""
-    out = torch.empty_like(x) if out is None else out
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    """Operator ``cuda_conv1d``."""
+    out = torch.empty_like(x)
     if x.numel() > 0:
         weight, bias = packed(weight), packed(bias)
         values = (
@@ -53,6 +46,7 @@ def conv1d_pair(
     first: tuple[Tensor, Tensor | None, bool],
     second: tuple[Tensor, Tensor | None, bool],
     silu: bool,
+    outs: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two convolutions of one x without gradients; it is read once where they run in opposite
     directions with four taps.
@@ -62,11 +56,12 @@ def conv1d_pair(
         first, second (tuple): Weight (D, taps), the same number of taps for both; bias (D) or None;
             whether it runs from the end to the start.
         silu (bool): Whether SiLU follows, for both.
+        outs (tuple[Tensor, Tensor] | None): Where the results go to.
 
     Returns:
         tuple[Tensor, Tensor]: Both as x.
     """
-    outs = torch.empty_like(x), torch.empty_like(x)
+    outs = (torch.empty_like(x), torch.empty_like(x)) if outs is None else outs
     if x.numel() > 0:
         (weight, bias, reverse), (weight_b, bias_b, reverse_b) = (
             (packed(weight), packed(bias), reverse) for weight, bias, reverse in (first, second)

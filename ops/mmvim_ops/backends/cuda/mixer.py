@@ -16,7 +16,7 @@ from torch import Tensor
 from ...calls import Direction, MixerCall, MixerDirection
 from ..operators import fake_checkpoints, like, needs_gradient, refuse_second_derivative
 from . import library
-from .conv1d import conv1d, conv1d_backward
+from .conv1d import conv1d_backward, conv1d_pair
 from .scan import MOST_STATES_OF_TWO, run_backward, run_forward, saved_states
 
 SHARED = 6  # tensors of a MixerCall, which come first in it
@@ -75,9 +75,9 @@ def why_not(call: MixerCall) -> str | None:
             return 'both directions must have as many states and ranks'
     if first.A.shape[1] > MOST_STATES_OF_TWO:
         return f'it takes at most {MOST_STATES_OF_TWO} states'
-    most = library.constant('most_taps')
-    if any(direction.conv_weight.shape[-1] > most for direction in call.directions):
-        return f'it takes at most {most} taps'
+    taps = {direction.conv_weight.shape[-1] for direction in call.directions}
+    if len(taps) > 1 or max(taps) > library.constant('most_taps'):
+        return f'both must have as many taps, at most {library.constant("most_taps")}'
     if call.tokens.numel() == 0:
         return 'there is nothing to compute'
     tensors = _tensors(call)
@@ -189,10 +189,11 @@ def _convolve(options: Options, x: Tensor, weights: Weights) -> Tensor:
     """u of both directions, (2, B, L, E), of a (B, E, L) input."""
     batch, channels, length = x.shape
     u = torch.empty((2, batch, length, channels), dtype=x.dtype, device=x.device)
-    for out, parameters, reverse in zip(
-        u.mT.unbind(0), weights.conv, options.conv_reverse, strict=True
-    ):
-        conv1d(x, *parameters, True, reverse, out=out)
+    first, second = (
+        (*parameters, reverse)
+        for parameters, reverse in zip(weights.conv, options.conv_reverse, strict=True)
+    )
+    conv1d_pair(x, first, second, silu=True, outs=u.mT.unbind(0))
     return u
 
 
