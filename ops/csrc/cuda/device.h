@@ -30,12 +30,6 @@ __device__ __forceinline__ float shuffle_xor(float x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
-// The same value, but the compiler does not know where it comes from, and does not compute it again.
-__device__ __forceinline__ int opaque(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
 // Start a kernel; returns what is wrong, null where nothing is.
 template <class... P, class... Q>
 const char* launch(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared_bytes,

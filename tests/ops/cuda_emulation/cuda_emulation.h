@@ -228,7 +228,6 @@ namespace mmvim {
 using std::exp2;
 using std::fabs;
 inline float reciprocal(float x) { return 1 / x; }
-template <class T> T opaque(T x) { return x; }
 
 inline float shuffle_xor(float x, int mask) {
   auto& self = *emulated::block.current;
