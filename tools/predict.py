@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.progress import track
 
@@ -19,7 +18,7 @@ from mmvim.apis.inputs import Skipped, Source, find_pictures
 from mmvim.apis.outputs import OPACITY, SCORE_THR, Results, results_of
 from mmvim.apis.pictures import load_picture
 from mmvim.utils import guard_checkpoints
-from mmvim.utils.launch import UserError, run
+from mmvim.utils.launch import ConfigOptions, UserError, run
 
 SHOWN = 20  # of the skipped files, in the terminal
 
@@ -74,7 +73,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='settings to change in the config, such as model.test_cfg.mode=slide',
     )
