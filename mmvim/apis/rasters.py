@@ -9,6 +9,7 @@ import hashlib
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from torch import nn
@@ -141,6 +142,7 @@ def predict_raster(
     from rasterio.errors import RasterioError
 
     segmentor = WholeSegmentor(model, tile)
+    meta = cast(dict, model.dataset_meta)
     source, target = Path(source), Path(target)
     if not source.is_file():
         raise PictureError('there is no such file')
@@ -153,20 +155,20 @@ def predict_raster(
             raise PictureError(f'broken, or no GeoTIFF ({error})') from None
         with dataset:
             raster = Raster(dataset, depth)
-            labels = Labels(parts / 'labels', raster.size, len(model.dataset_meta['classes']))
+            labels = Labels(parts / 'labels', raster.size, len(meta['classes']))
             stat = source.stat()
             parts.mkdir(parents=True, exist_ok=True)
             key = f'{source.resolve()} {stat.st_size} {stat.st_mtime_ns} {depth} {_weights(model)}'
             try:
                 segmentor(raster.size, raster.read, labels.write, parts, track, key)
-                labels.save(target, raster, model.dataset_meta['palette'], track)
+                labels.save(target, raster, meta['palette'], track)
             except RasterioError as error:
                 raise PictureError(f'broken, or cannot be written ({error})') from None
             step = -(-max(raster.size) // 2048)
             small = labels.values[::step, ::step].astype(np.int64)
             if raster.has_holes:
                 hole = dataset.dataset_mask(out_shape=small.shape) == 0
-                small[hole] = len(model.dataset_meta['classes'])
+                small[hole] = len(meta['classes'])
             picture = raster.overview(small.shape)
     del labels  # the mapped file
     shutil.rmtree(parts)
@@ -185,7 +187,7 @@ class Labels:
     def __init__(self, path: Path, size: tuple[int, int], classes: int) -> None:
         self.path, self.size = path, size
         self.dtype = np.dtype(np.uint8 if classes < 256 else np.uint16)
-        self.nodata = np.iinfo(self.dtype).max
+        self.nodata = 255 if classes < 256 else 65535
 
     @property
     def values(self) -> np.ndarray:

@@ -200,7 +200,7 @@ class TiledHead:
         )
 
     def _reach(self, maps: Maps, side: int) -> int | None:
-        """How many cells around a place matter to it; None if there may be more than the map has."""
+        """How many cells around a place matter to it; None if there may be more than there are."""
         whole, middle = Window(0, side, 0, side), side // 2 // self.align * self.align
         with torch.enable_grad():
             maps = [x.requires_grad_() for x in maps]

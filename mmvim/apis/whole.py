@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class MapFiles:
         """Write map ``k``, of which the parts (cells, C) come in order."""
         with open(self.paths[k], 'wb') as file:
             for part in parts:
-                file.write(part.float().cpu().contiguous().numpy())
+                part.float().cpu().contiguous().numpy().tofile(file)
 
     def read(self, window: Window) -> list[Tensor]:
         """A window of each map, (1, C, h, w)."""
@@ -115,7 +116,7 @@ class WholeSegmentor:
 
     def __init__(self, model: nn.Module, tile: int = TILE) -> None:
         _check(model)
-        self.model, self.backbone = model, model.backbone
+        self.model, self.backbone = model, cast(VisionMamba, model.backbone)
         self.stride = self.backbone.patch_embed.stride
         channels = [self.backbone.embed_dims] * len(self.backbone.out_indices)
         self.head = TiledHead(model, channels, self.stride)
@@ -150,10 +151,7 @@ class WholeSegmentor:
             key (str): Says which picture and weights the files in ``folder`` are of.
         """
         align = self.head.align
-        grid = tuple(
-            -(-side // multiple) * align
-            for side, multiple in zip(size, self.multiple, strict=True)
-        )
+        grid = -(-size[0] // self.multiple[0]) * align, -(-size[1] // self.multiple[1]) * align
         files = MapFiles(folder, len(self.backbone.out_indices), grid, self.backbone.embed_dims)
         maps, tiles = Record(folder / 'maps.json'), Record(folder / 'tiles.json')
         if maps.read(key, size) is None:
@@ -187,6 +185,9 @@ class WholeSegmentor:
         )
         starts = range(0, len(backbone.blocks_run), backbone.directions.blocks_per_step)
         for start in track(starts, 'backbone'):
+            if residual is not None and rotation is None:
+                # Blocks begin by adding up the two. Done in place it takes a third of the memory.
+                hidden, residual = residual.add_(hidden), None
             hidden, residual = backbone.step(start, hidden, residual, rotation, orders)
             index = start + starts.step - 1
             if index in backbone.out_indices:
@@ -221,7 +222,7 @@ class WholeSegmentor:
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """(h, w, 3) RGB to what the preprocessor makes of it, (3, h, w)."""
-        pre = self.model.data_preprocessor
+        pre = cast(Any, self.model.data_preprocessor)
         x = pixels.permute(2, 0, 1)
         if not pre.channel_conversion:  # it leaves BGR, as OpenMMLab's loaders give it
             x = x.flip(0)
