@@ -80,7 +80,10 @@ class TiledHead:
         self.head = model.decode_head
         self.stride = stride
         self.device = next(model.parameters()).device
-        self.pyramid = getattr(self.head, 'psp_modules', None)
+        from mmseg.models.decode_heads.psp_head import PPM  # of an extra
+
+        pyramid = getattr(self.head, 'psp_modules', None)
+        self.pyramid = pyramid if isinstance(pyramid, PPM) else None
         self.pooled: list[Tensor] | None = None
         self.window, self.grid = Window(0, 0, 0, 0), (0, 0)
         with self:

@@ -252,6 +252,12 @@ def _check(model: nn.Module) -> None:
     name = type(model).__name__
     if name != 'EncoderDecoder' or isinstance(model.decode_head, nn.ModuleList):
         refuse(f'it must be an EncoderDecoder with one decode head, got {name}')
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead  # of an extra
+
+    head = type(model.decode_head)
+    for method in ('predict', 'predict_by_feat'):
+        if getattr(head, method) is not getattr(BaseDecodeHead, method):
+            refuse(f'{head.__name__} predicts in a way of its own ({method})')
     backbone = model.backbone
     if not isinstance(backbone, VisionMamba):
         refuse(

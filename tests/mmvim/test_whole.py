@@ -205,6 +205,24 @@ def test_attention_over_the_map_is_refused(build):
         WholeSegmentor(model)
 
 
+@pytest.mark.parametrize('method', ['predict', 'predict_by_feat'])
+def test_a_head_with_a_way_of_its_own_to_predict_is_refused(build, monkeypatch, method):
+    model = build()
+    monkeypatch.setattr(type(model.decode_head), method, lambda *_: None)
+    with pytest.raises(UserError, match=f'way of its own .{method}'):
+        WholeSegmentor(model)
+
+
+def test_other_tasks_and_backbones_are_refused(build, monkeypatch):
+    model = build()
+    monkeypatch.setattr(model, 'backbone', torch.nn.Identity())
+    with pytest.raises(UserError, match='VisionMamba'):
+        WholeSegmentor(model)
+    monkeypatch.setitem(model.cfg, 'default_scope', 'mmdet')
+    with pytest.raises(UserError, match='segmentor'):
+        WholeSegmentor(model)
+
+
 def test_steps_of_the_pipeline_other_than_resizing_are_refused(build):
     model = build()
     steps = model.cfg.test_dataloader.dataset.pipeline
