@@ -57,6 +57,7 @@ test = [
     'triton>=3.3; platform_system == "Linux"',
 ]
 hub = ['huggingface_hub', 'safetensors']
+geo = ['rasterio']
 
 setup(
     version=version,
@@ -72,6 +73,7 @@ setup(
         'det': needs['mmdet'],
         'cls': needs['mmpretrain'],
         'hub': hub,
-        'test': [*needs['mmseg'], *needs['mmdet'], *hub, *test],
+        'geo': geo,
+        'test': [*needs['mmseg'], *needs['mmdet'], *hub, *geo, *test],
     },
 )

@@ -38,7 +38,7 @@ def write_checkpoint(path: Path, config: Path, **meta) -> Path:
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
-    if cfg.default_scope == 'mmseg':
+    if cfg.default_scope == 'mmseg' and hasattr(model.decode_head, 'conv_seg'):
         torch.nn.init.normal_(model.decode_head.conv_seg.weight)
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, path)
     return path

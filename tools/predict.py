@@ -9,17 +9,18 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.progress import track
 
 import mmvim  # noqa: F401  (registers the models)
-from mmvim.apis import PictureError, load_model, predict
+from mmvim.apis import PictureError, load_model, predict, predict_raster
 from mmvim.apis.inputs import Skipped, Source, find_pictures
 from mmvim.apis.outputs import OPACITY, SCORE_THR, Results, results_of
 from mmvim.apis.pictures import load_picture
+from mmvim.apis.rasters import RASTERS
+from mmvim.apis.whole import TILE
 from mmvim.utils import guard_checkpoints
-from mmvim.utils.launch import UserError, run
+from mmvim.utils.launch import ConfigOptions, UserError, run
 
 SHOWN = 20  # of the skipped files, in the terminal
 
@@ -66,6 +67,18 @@ def parse_args() -> argparse.Namespace:
         help='bits that 16-bit samples really have, 8 to 16 (default: what each picture uses)',
     )
     parser.add_argument(
+        '--raster',
+        action='store_true',
+        help='segmentation: the inputs are GeoTIFFs of any size, predicted at their own resolution '
+        'and in bounded memory',
+    )
+    parser.add_argument(
+        '--tile',
+        type=int,
+        metavar='PIXELS',
+        help=f'--raster: what the head sees at once (default: {TILE})',
+    )
+    parser.add_argument(
         '--no-pictures',
         dest='pictures',
         action='store_false',
@@ -74,7 +87,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='settings to change in the config, such as model.test_cfg.mode=slide',
     )
@@ -86,6 +99,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error(f'--batch-size must be positive, got {args.batch_size}')
+    if args.tile is not None and (args.tile < 1 or not args.raster):
+        parser.error(f'--tile must be positive and needs --raster, got {args.tile}')
+    if args.raster and args.batch_size > 1:
+        parser.error('--raster predicts one file at a time: leave --batch-size out')
     if args.depth is not None and not 8 <= args.depth <= 16:
         parser.error(f'--depth must be from 8 to 16, got {args.depth}')
     if args.out_dir.exists() and not args.out_dir.is_dir():
@@ -107,6 +124,25 @@ class Run:
         self.skipped: list[Skipped] = []
         self.notes: Counter[str] = Counter()
         self.done = 0
+
+    def predict_raster(self, source: Source, tile: int) -> None:
+        """Predict a GeoTIFF; one that cannot be is skipped."""
+
+        def show(items, what: str):
+            return track(items, f'{source.path.name}: {what}', console=Console(stderr=True))
+
+        suffix = source.path.suffix.lower()
+        if suffix not in RASTERS:
+            self.skipped.append(Skipped(source.path, f'no GeoTIFF, but {suffix}'))
+            return
+        target = self.results.place('labels', source, '.tif')
+        try:
+            overview = predict_raster(self.model, source.path, target, self.depth, tile, show)
+        except PictureError as error:
+            self.skipped.append(Skipped(source.path, str(error)))
+            return
+        self.results.add_raster(source, *overview)
+        self.done += 1
 
     def predict(self, sources: list[Source]) -> None:
         """Predict a few pictures; those that cannot be are skipped and do not stop the others."""
@@ -160,10 +196,14 @@ def main() -> None:
     try:
         with results:
             work = Run(args, model, results)
-            size = args.batch_size
-            batches = [sources[k : k + size] for k in range(0, len(sources), size)]
-            for batch in track(batches, 'predicting', console=Console(stderr=True)):
-                work.predict(batch)
+            if args.raster:
+                for source in sources:
+                    work.predict_raster(source, args.tile or TILE)
+            else:
+                size = args.batch_size
+                batches = [sources[k : k + size] for k in range(0, len(sources), size)]
+                for batch in track(batches, 'predicting', console=Console(stderr=True)):
+                    work.predict(batch)
     except OSError as error:
         raise UserError(f'the results cannot be written: {error}') from None
     skipped += work.skipped

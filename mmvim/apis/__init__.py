@@ -11,5 +11,6 @@
 from .models import load_model
 from .pictures import PictureError, read_picture
 from .prediction import predict
+from .rasters import predict_raster
 
-__all__ = ['PictureError', 'load_model', 'predict', 'read_picture']
+__all__ = ['PictureError', 'load_model', 'predict', 'predict_raster', 'read_picture']

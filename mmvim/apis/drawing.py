@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ['draw_classes', 'draw_instances', 'draw_label_map']
 
+Area = tuple[int, int, int, int]  # left, top, right, bottom
+
 
 def draw_label_map(
     picture: np.ndarray,
@@ -58,15 +60,41 @@ def draw_classes(picture: np.ndarray, lines: Sequence[str]) -> Image.Image:
 
 
 def draw_instances(picture: np.ndarray, sample, dataset_meta: dict, opacity: float) -> Image.Image:
-    """The picture with the boxes and masks of a detector's data sample, by mmdet's visualiser."""
-    from mmdet.visualization import DetLocalVisualizer
+    """The picture with the boxes and masks of a detector's data sample, in their classes' colours.
 
-    if len(sample.pred_instances) == 0:
-        return Image.fromarray(picture)
-    visualizer = DetLocalVisualizer(alpha=opacity)
-    visualizer.dataset_meta = dataset_meta
-    visualizer.add_datasample('', picture, sample, draw_gt=False, pred_score_thr=-1)
-    return Image.fromarray(visualizer.get_image())
+    mmdet's visualiser writes names over one another and beyond the picture's edge, and its outlines
+    of masks are as wide on a small picture as on a large one.
+
+    Args:
+        picture (np.ndarray): (H, W, 3) of uint8.
+        sample (DetDataSample): With ``pred_instances``: n boxes, labels, scores and, perhaps,
+            masks (n, H, W).
+        dataset_meta (dict): ``classes`` and ``palette``.
+        opacity (float): Of the masks, 0 to 1.
+    """
+    classes, palette = dataset_meta['classes'], dataset_meta['palette']
+    # The surest is drawn last, on top of the others.
+    instances = sample.pred_instances[sample.pred_instances.scores.argsort()].numpy()
+    width = max(1, round(min(picture.shape[:2]) / 250))
+    canvas = picture.copy()
+    for k, label in enumerate(instances.labels):
+        colour = np.array(palette[label], np.uint8)
+        if 'masks' in instances:
+            mask = np.asarray(instances.masks[k]).astype(bool)
+            canvas[mask] = np.round((1 - opacity) * canvas[mask] + opacity * colour)
+            outlines, _ = cv2.findContours(
+                mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+            )
+            cv2.drawContours(canvas, outlines, -1, colour.tolist(), width, cv2.LINE_AA)
+        left, top, right, bottom = np.round(instances.bboxes[k]).astype(int).tolist()
+        cv2.rectangle(canvas, (left, top), (right, bottom), colour.tolist(), width)
+    image = Image.fromarray(canvas)
+    taken: list[Area] = []
+    for k in reversed(range(len(instances))):  # the surest has its name where it belongs
+        label, (left, top) = instances.labels[k], np.round(instances.bboxes[k][:2]).astype(int)
+        text = f'{classes[label]} {100 * instances.scores[k]:.0f} %'
+        taken.append(_write(image, (left, top), text, palette[label], anchor='lb', taken=taken))
+    return image
 
 
 def _font_size(image: Image.Image) -> int:
@@ -80,19 +108,31 @@ def _write(
     background: Sequence[int],
     room: float | None = None,
     anchor: str = 'mm',
-) -> None:
-    """Write text on a box of a colour, within the picture; not where the room is too low for it."""
+    taken: Sequence[Area] = (),
+) -> Area:
+    """Write text on a box of a colour, within the picture; not where the room is too low for it.
+
+    The box goes down past those areas that are ``taken``, as long as the picture has room.
+    """
     size = _font_size(image)
     if room is not None and 2 * room < size:
-        return
+        return 0, 0, 0, 0
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size)
-    left, top, right, bottom = draw.textbbox(place, text, font=font, anchor=anchor)
+    left, top, right, bottom = map(int, draw.textbbox(place, text, font=font, anchor=anchor))
     margin = max(2, size // 6)
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
     x = min(max(0, left - margin), max(0, image.width - width))
-    y = min(max(0, top - margin), max(0, image.height - height))
+    first = y = min(max(0, top - margin), max(0, image.height - height))
+    while y + height < image.height:
+        below = [b for l, t, r, b in taken if l < x + width and x < r and t < y + height and y < b]
+        if not below:
+            break
+        y = max(below) + 1
+    if y + height > image.height:
+        y = first
     bright = np.dot(background, (0.299, 0.587, 0.114)) > 140
     draw.rectangle((x, y, x + width, y + height), fill=tuple(map(int, background)))
     place = (place[0] + x + margin - left, place[1] + y + margin - top)
     draw.text(place, text, font=font, anchor=anchor, fill='black' if bright else 'white')
+    return x, y, x + width, y + height

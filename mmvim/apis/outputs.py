@@ -60,9 +60,12 @@ class Results:
         """Write a picture's results."""
         image = self.write(source, picture, sample)
         if image is not None:
-            path = self.place('pictures', source, '.jpg')
-            # Chroma at full size keeps lines and letters clean.
-            image.save(path, quality=92, subsampling=0)
+            self.save(source, image)
+
+    def save(self, source: Source, image: Image.Image) -> None:
+        """Write what was drawn."""
+        # Chroma at full size keeps lines and letters clean.
+        image.save(self.place('pictures', source, '.jpg'), quality=92, subsampling=0)
 
     def write(
         self, source: Source, picture: np.ndarray, sample: BaseDataElement
@@ -105,6 +108,19 @@ class LabelMaps(Results):
         if not self.draws:
             return None
         return draw_label_map(picture, labels, self.classes, self.palette, self.opacity)
+
+    def add_raster(self, source: Source, picture: np.ndarray, labels: np.ndarray) -> None:
+        """Draw the overview of a raster whose label map is written already.
+
+        Args:
+            source (Source): The raster.
+            picture (np.ndarray): (h, w, 3) of uint8.
+            labels (np.ndarray): (h, w), the number of classes where there is no data.
+        """
+        if self.draws:
+            palette, classes = [*self.palette, (0, 0, 0)], [*self.classes, 'no data']
+            palette = np.array(palette, np.uint8)
+            self.save(source, draw_label_map(picture, labels, classes, palette, self.opacity))
 
 
 class Detections(Results):

@@ -90,6 +90,10 @@ def load_picture(path: str | Path, depth: int | None = None) -> Picture:
         raise PictureError('there is no such file') from None
     except PictureError:
         raise
+    except Image.DecompressionBombError:
+        raise PictureError(
+            'larger than 358 megapixels; --raster predicts a GeoTIFF of any size'
+        ) from None
     except UnidentifiedImageError:
         raise PictureError('broken, or no picture') from None
     # Decoders of broken files raise almost anything: OSError, SyntaxError, struct.error, ….

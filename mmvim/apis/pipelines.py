@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 
-from mmvim.utils.launch import UserError
+from mmvim.utils.launch import UserError, type_name
 
-__all__ = ['build_pipeline', 'inner_datasets']
+__all__ = ['build_pipeline', 'inner_datasets', 'pipeline_steps']
 
 LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadDepthAnnotation')
 
@@ -26,11 +26,8 @@ def inner_datasets(config: Config) -> Iterator[ConfigDict]:
             yield dataset
 
 
-def build_pipeline(config: Config) -> Compose:
-    """Build the test pipeline without what loads the picture and its labels.
-
-    It is given a dict of ``img`` (BGR, as OpenMMLab's loaders give it), ``img_shape``,
-    ``ori_shape``, ``img_path`` and ``img_id``.
+def pipeline_steps(config: Config) -> list[dict | Callable]:
+    """The steps of the test pipeline without what loads the picture and its labels.
 
     Raises:
         UserError: There is no test pipeline, or it does not begin by loading one colour picture.
@@ -41,20 +38,25 @@ def build_pipeline(config: Config) -> Compose:
         raise UserError('the config has neither test_dataloader.dataset.pipeline nor test_pipeline')
     loader, *steps = steps
     color = loader.get('color_type', 'color')
-    if _name(loader) != 'LoadImageFromFile' or not color.startswith('color'):
+    if type_name(loader['type']) != 'LoadImageFromFile' or not color.startswith('color'):
         raise UserError(
             'the test pipeline must begin with LoadImageFromFile, and its color_type be color, to '
             f'predict pictures; it begins with {dict(loader)}'
         )
-    steps = [step for step in steps if _name(step) not in LABELS]
-    if loader.get('to_float32'):
-        steps.insert(0, _to_float32)
-    return Compose(steps)
+    steps = [step for step in steps if type_name(step['type']) not in LABELS]
+    return [_to_float32, *steps] if loader.get('to_float32') else steps
 
 
-def _name(step: dict) -> str:
-    kind = step['type']
-    return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
+def build_pipeline(config: Config) -> Compose:
+    """Build the test pipeline for pictures that have been read already and have no labels.
+
+    It is given a dict of ``img`` (BGR, as OpenMMLab's loaders give it), ``img_shape``,
+    ``ori_shape``, ``img_path`` and ``img_id``.
+
+    Raises:
+        UserError: As :func:`pipeline_steps`.
+    """
+    return Compose(pipeline_steps(config))
 
 
 def _to_float32(results: dict) -> dict:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .pictures import read_picture, to_rgb
 from .pipelines import build_pipeline
 
-__all__ = ['predict']
+__all__ = ['best_class', 'predict']
 
 # Class scores at the picture's size are held for as many classes at a time as fit: 256 MiB.
 SCORES_AT_A_TIME = 2**26
@@ -97,12 +97,12 @@ def _segment(model: nn.Module, batch: dict) -> list[BaseDataElement]:
         del sample.seg_logits
         sample.set_metainfo(dict(ori_shape=size))
         if size != tuple(scores.shape[-2:]):
-            labels = _best_class(scores, size, bool(model.align_corners))
+            labels = best_class(scores, size, bool(model.align_corners))
             sample.pred_sem_seg = PixelData(data=labels)
     return samples
 
 
-def _best_class(scores: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+def best_class(scores: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """(C, h, w) scores to (1, H, W) labels: ``resize(scores, size).argmax(0)``, in less memory."""
     at_a_time = max(1, SCORES_AT_A_TIME // (size[0] * size[1]))
     best, labels = None, None

@@ -255,29 +255,52 @@ class VisionMamba(PlainBackbone):
         Their shapes follow ``out_type``; (Hp, Wp) is the grid of patches, padding included.
         """
         hidden, grid = self._embed(x)  # (B, L, C), (Hp, Wp)
-        rotation = self._rotation(grid)
+        rotation = self.rotation(grid)
         orders = self.directions.orders(hidden.shape[1], grid, self.cls_token_place, x.device)
         flipped = self.training and self.directions.flips()
         if flipped:
             hidden = hidden.flip(1)
             rotation = None if rotation is None else tuple(table.flip(0) for table in rotation)
 
-        features, residual = [], None
-        blocks, step = self.blocks_run, self.directions.blocks_per_step
-        for start in range(0, len(blocks), step):
-            if rotation is not None:
-                hidden = self.rope.rotate(hidden, *rotation)
-                if self.rope_residual and residual is not None:
-                    residual = self.rope.rotate(residual, *rotation)
-            together = [partial(self._run, block) for block in blocks[start : start + step]]
-            hidden, residual = self.directions.step(together, hidden, residual, orders)
+        features, residual, step = [], None, self.directions.blocks_per_step
+        for start in range(0, len(self.blocks_run), step):
+            hidden, residual = self.step(start, hidden, residual, rotation, orders)
             index = start + step - 1
             if index in self.out_indices:
-                feature = self._feature(hidden, residual, index)
+                feature = self.feature(hidden, residual, index)
                 features.append(self._shape(feature.flip(1) if flipped else feature, grid))
         return tuple(features)
 
-    def _rotation(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+    def step(
+        self,
+        start: int,
+        hidden: Tensor,
+        residual: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+        orders: tuple[Tensor | None, ...],
+    ) -> tuple[Tensor, Tensor]:
+        """Run block ``start`` and those that its directions take with it.
+
+        Args:
+            start (int): Index of the first of them.
+            hidden (Tensor): (B, L, C), what the blocks before return; at first the tokens.
+            residual (Tensor, optional): (B, L, C), the residual stream; None at first.
+            rotation (tuple[Tensor, Tensor], optional): From :meth:`rotation`.
+            orders (tuple[Tensor | None, ...]): From
+                :meth:`~mmvim.models.directions.Directions.orders`.
+
+        Returns:
+            tuple[Tensor, Tensor]: Both after these blocks, (B, L, C).
+        """
+        if rotation is not None:
+            hidden = self.rope.rotate(hidden, *rotation)
+            if self.rope_residual and residual is not None:
+                residual = self.rope.rotate(residual, *rotation)
+        blocks = getattr(self, self.blocks_name)[start : start + self.directions.blocks_per_step]
+        together = [partial(self._run, block) for block in blocks]
+        return self.directions.step(together, hidden, residual, orders)
+
+    def rotation(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines (L, C) for the sequence; class tokens are not rotated."""
         if self.rope is None:
             return None
@@ -289,7 +312,7 @@ class VisionMamba(PlainBackbone):
             insert_class_tokens(sin[None], sin.new_zeros(1, *tokens), place)[0],
         )
 
-    def _feature(self, hidden: Tensor, residual: Tensor, index: int) -> Tensor:
+    def feature(self, hidden: Tensor, residual: Tensor, index: int) -> Tensor:
         """What is returned of a block's output, (B, L, C)."""
         if self.feature_source == 'mixer':
             feature = hidden

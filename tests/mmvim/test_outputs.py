@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.structures import InstanceData
 from PIL import Image
 
-from mmvim.apis.drawing import draw_label_map
+from mmvim.apis.drawing import draw_instances, draw_label_map
 from mmvim.apis.inputs import Source
 from mmvim.apis.outputs import Classes, LabelMaps
 from mmvim.utils.launch import UserError
@@ -82,3 +83,42 @@ def test_names_are_written_into_their_largest_regions_only():
     changed = (drawn != palette[labels]).any(-1)
     assert changed[50:70, 60:100].any(), 'a name in the middle of the lawn'
     assert not changed[170:, 170:].any(), 'none on the roof'
+
+
+def detections(boxes: list, labels: list, scores: list, masks: np.ndarray) -> Sample:
+    instances = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32),
+        labels=torch.tensor(labels),
+        scores=torch.tensor(scores),
+        masks=masks,
+    )
+    return Sample(pred_instances=instances)
+
+
+def count(image: Image.Image, colour: tuple) -> int:
+    return int((np.asarray(image) == colour).all(2).sum())
+
+
+def test_names_of_detections_at_one_place_do_not_hide_each_other():
+    red, blue = (200, 0, 0), (0, 0, 200)
+    meta = dict(classes=['cat', 'dog'], palette=[red, blue])
+    picture = np.zeros((200, 300, 3), np.uint8)
+    masks = np.zeros((2, 200, 300), bool)
+    boxes = [[50, 50, 150, 150]] * 2
+    one = draw_instances(picture, detections(boxes, [0, 0], [0.9, 0.8], masks), meta, 0.5)
+    both = draw_instances(picture, detections(boxes, [0, 1], [0.9, 0.8], masks), meta, 0.5)
+    name = count(one, red) - count(both, red)
+    assert name > 300  # of the two red names one was blue, and all of it is there
+    assert abs(count(both, blue) - name) < 0.5 * name
+
+
+def test_masks_are_blended_and_have_an_outline():
+    meta = dict(classes=['cat'], palette=[(200, 0, 0)])
+    picture = np.full((200, 300, 3), 100, np.uint8)
+    masks = np.zeros((1, 200, 300), bool)
+    masks[0, 60:140, 60:140] = True
+    sample = detections([[60, 60, 139, 139]], [0], [0.5], masks)
+    pixels = np.asarray(draw_instances(picture, sample, meta, 0.25))
+    assert tuple(pixels[100, 100]) == (125, 75, 75)
+    assert tuple(pixels[100, 60]) == (200, 0, 0)
+    assert tuple(pixels[100, 150]) == (100, 100, 100)

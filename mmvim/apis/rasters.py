@@ -1,0 +1,245 @@
+"""Label maps of GeoTIFFs that are read, predicted and written in parts.
+
+rasterio reads and writes them; it is in the extra ``geo``. Only tiles and strips are ever held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from torch import nn
+
+from mmvim.utils.launch import UserError
+
+from .pictures import PictureError, to_rgb
+from .whole import TILE, Track, WholeSegmentor
+
+__all__ = ['RASTERS', 'Raster', 'predict_raster']
+
+RASTERS = ('.tif', '.tiff')
+BLOCK = 256  # sides of the tiles of the file that is written
+# GDAL would keep decoded blocks in a twentieth of the machine's memory.
+OPTIONS = dict(GDAL_CACHEMAX=256 * 2**20)
+
+
+class Raster:
+    """A GeoTIFF as 8-bit RGB, of which parts are read.
+
+    Args:
+        dataset (rasterio.DatasetReader): Open.
+        depth (int, optional): Bits that 16-bit samples really have.
+
+    Raises:
+        PictureError: It is none that is RGB or grey, or its samples need ``depth``.
+    """
+
+    def __init__(self, dataset, depth: int | None = None) -> None:
+        self.dataset, self.depth = dataset, depth
+        self.size = dataset.height, dataset.width
+        kinds = [kind.name for kind in dataset.colorinterp]
+        colours = [kinds.index(name) + 1 for name in ('red', 'green', 'blue') if name in kinds]
+        if 'palette' in kinds:
+            raise PictureError('it has a palette: convert it to RGB')
+        if len(colours) == 3:
+            self.bands = colours
+        elif dataset.count - kinds.count('alpha') == 1 and kinds[0] in ('gray', 'undefined'):
+            self.bands = [1]
+        else:
+            raise PictureError(
+                f'its bands must be red, green and blue (others aside) or one of grey, got {kinds}'
+            )
+        if 'alpha' in kinds:
+            self.bands = [*self.bands, kinds.index('alpha') + 1]
+        types = {dataset.dtypes[band - 1] for band in self.bands}
+        if types == {'uint16'} and depth is None:
+            raise PictureError(
+                'its samples have 16 bits, and a raster is not read twice to see how many are '
+                'used: give the depth (--depth BITS)'
+            )
+        if types not in ({'uint8'}, {'uint16'}):
+            raise PictureError(f'its samples must be uint8 or uint16, got {", ".join(types)}')
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether there may be pixels without data."""
+        masks = [self.dataset.mask_flag_enums[band - 1] for band in self.bands]
+        return any('all_valid' not in [flag.name for flag in flags] for flags in masks)
+
+    def read(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Pixels (rows, columns, 3) of uint8, RGB, at indices that do not fall."""
+        window = self._window(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
+        samples = self.dataset.read(self.bands, window=window)  # (bands, h, w)
+        samples = samples[:, rows - rows[0]][:, :, columns - columns[0]]
+        return self._to_rgb(samples)
+
+    def _to_rgb(self, samples: np.ndarray) -> np.ndarray:
+        if len(samples) == 2:  # grey and alpha
+            samples = samples[[0, 0, 0, 1]]
+        grey = len(samples) == 1
+        return to_rgb(samples[0] if grey else samples.transpose(1, 2, 0), self.depth)
+
+    def holes(self, row: int, column: int, shape: tuple[int, int]) -> np.ndarray:
+        """Where there is no data, of a part: (h, w) of bool."""
+        window = self._window(row, row + shape[0], column, column + shape[1])
+        return self.dataset.dataset_mask(window=window) == 0
+
+    def overview(self, size: tuple[int, int]) -> np.ndarray:
+        """All of it in (h, w, 3) pixels."""
+        return self._to_rgb(self.dataset.read(self.bands, out_shape=(len(self.bands), *size)))
+
+    @staticmethod
+    def _window(top: int, bottom: int, left: int, right: int):
+        from rasterio.windows import Window
+
+        return Window(int(left), int(top), int(right - left), int(bottom - top))
+
+
+def predict_raster(
+    model: nn.Module,
+    source: str | Path,
+    target: str | Path,
+    depth: int | None = None,
+    tile: int = TILE,
+    track: Track = lambda items, what: items,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict a GeoTIFF of any size at its own resolution, all of it in the backbone at once.
+
+    ``Resize`` in the test pipeline is left out. What is predicted is what
+    :func:`~mmvim.apis.predict` predicts for the same pixels, except for rounding; where a side is
+    no multiple of twice the patch's (with UperNet), its border is repeated up to one. Pixels
+    without data (nodata, masks, alpha of 0) are seen as they are stored, and written as nodata.
+
+    Args:
+        model (nn.Module): From :func:`~mmvim.apis.load_model`: an ``EncoderDecoder`` of mmseg with
+            a ``VisionMamba`` and a head of convolutions, ``UPerHead`` or ``PSPHead``.
+        source (str | Path): A GeoTIFF or BigTIFF of uint8 or uint16, RGB or grey.
+        target (str | Path): The GeoTIFF to write, with the source's CRS and transform, and a
+            palette for up to 255 classes. In ``target`` with ``.parts`` behind its name are files
+            of the unfinished work, 4 bytes for each channel of each patch and map; a call that was
+            stopped goes on with them.
+        depth (int, optional): Bits that 16-bit samples really have; they need it.
+        tile (int): Side of what the head sees at once, in pixels.
+        track (Callable): Wraps sequences that take long, as ``rich.progress.track`` does.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: An overview of at most 2048 pixels a side: the picture
+        (h, w, 3) of uint8 and the labels (h, w), the number of classes where there is no data.
+
+    Raises:
+        PictureError: The file is no GeoTIFF, or its samples are none of these.
+        UserError: The model cannot be taken apart like this, or rasterio is missing.
+    """
+    if find_spec('rasterio') is None:
+        raise UserError(
+            "rasters need rasterio: pip install --no-build-isolation '.[geo]' installs it"
+        )
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    segmentor = WholeSegmentor(model, tile)
+    meta = cast(dict, model.dataset_meta)
+    source, target = Path(source), Path(target)
+    if not source.is_file():
+        raise PictureError('there is no such file')
+    parts = target.with_name(f'{target.name}.parts')
+    with rasterio.Env(**OPTIONS):
+        try:
+            # Other drivers read what only points elsewhere, and run code.
+            dataset = rasterio.open(source, driver='GTiff')
+        except RasterioError as error:
+            raise PictureError(f'broken, or no GeoTIFF ({error})') from None
+        with dataset:
+            raster = Raster(dataset, depth)
+            labels = Labels(parts / 'labels', raster.size, len(meta['classes']))
+            stat = source.stat()
+            parts.mkdir(parents=True, exist_ok=True)
+            key = f'{source.resolve()} {stat.st_size} {stat.st_mtime_ns} {depth} {_weights(model)}'
+            try:
+                segmentor(raster.size, raster.read, labels.write, parts, track, key)
+                labels.save(target, raster, meta['palette'], track)
+            except RasterioError as error:
+                raise PictureError(f'broken, or cannot be written ({error})') from None
+            step = -(-max(raster.size) // 2048)
+            small = labels.values[::step, ::step].astype(np.int64)
+            if raster.has_holes:
+                hole = dataset.dataset_mask(out_shape=small.shape) == 0
+                small[hole] = len(meta['classes'])
+            picture = raster.overview(small.shape)
+    del labels  # the mapped file
+    shutil.rmtree(parts)
+    return picture, small
+
+
+class Labels:
+    """A label map in a file of plain numbers, until it is complete.
+
+    Args:
+        path (Path): The file.
+        size (tuple[int, int]): Rows and columns.
+        classes (int): Number of classes. One more number stands for no data.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], classes: int) -> None:
+        self.path, self.size = path, size
+        self.dtype = np.dtype(np.uint8 if classes < 256 else np.uint16)
+        self.nodata = 255 if classes < 256 else 65535
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.memmap(self.path, self.dtype, 'r', shape=self.size)
+
+    def write(self, row: int, column: int, labels: np.ndarray) -> None:
+        labels = labels.astype(self.dtype)
+        self.path.touch()
+        with open(self.path, 'r+b') as file:
+            for k, line in enumerate(labels):
+                file.seek(((row + k) * self.size[1] + column) * self.dtype.itemsize)
+                file.write(line)
+
+    def save(self, target: Path, raster: Raster, palette, track: Track) -> None:
+        """Write the GeoTIFF, at first under another name."""
+        import rasterio
+        from rasterio.windows import Window
+
+        height, width = self.size
+        profile = dict(
+            driver='GTiff',
+            height=height,
+            width=width,
+            count=1,
+            dtype=self.dtype.name,
+            crs=raster.dataset.crs,
+            transform=raster.dataset.transform,
+            nodata=self.nodata if raster.has_holes else None,
+            compress='deflate',
+            tiled=True,
+            blockxsize=BLOCK,
+            blockysize=BLOCK,
+            bigtiff='if_safer',
+        )
+        new = target.with_name(f'{target.name}.parts') / 'new.tif'
+        with rasterio.open(new, 'w', **profile) as out:
+            if self.dtype == np.uint8:
+                out.write_colormap(1, {k: (*colour, 255) for k, colour in enumerate(palette)})
+            for top in track(range(0, height, BLOCK), 'writing'):
+                rows = min(BLOCK, height - top)
+                lines = np.fromfile(
+                    self.path, self.dtype, rows * width, offset=top * width * self.dtype.itemsize
+                ).reshape(rows, width)
+                if raster.has_holes:
+                    lines[raster.holes(top, 0, lines.shape)] = self.nodata
+                out.write(lines, 1, window=Window(0, top, width, rows))
+        new.replace(target)
+
+
+def _weights(model: nn.Module) -> str:
+    """A short text that differs from that of other weights and settings."""
+    digest = hashlib.sha256(repr(model).encode())
+    for value in model.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
