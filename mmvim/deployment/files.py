@@ -45,7 +45,8 @@ def export(
             project's kernels: a process that loads them imports ``mmvim_ops`` first.
         shape (tuple[int, int]): Height and width of the pictures.
         batch_size (int): Pictures in a call.
-        dynamic (bool): Take any batch size, height and width; ``shape`` and ``batch_size`` then say
+        dynamic (bool): Take any batch size, and heights and widths from 4 patches on (with
+            ``'aoti'`` multiples of the patches' stride); ``shape`` and ``batch_size`` then say
             nothing.
 
     Raises:
@@ -60,8 +61,10 @@ def export(
         part, backend = part.without_kernels(), use_backend('torch')
     else:
         backend = nullcontext()
+    # Inductor of torch 2.13 cannot order strides that are products of rounded quotients.
+    multiples = file_format == 'aoti'
     with torch.no_grad(), backend:
-        program = _trace(part, shape, batch_size, dynamic)
+        program = _trace(part, shape, batch_size, dynamic, multiples)
         if file_format == 'onnx':
             _write_onnx(program, part, Path(path))
         elif file_format == 'torch-export':
@@ -70,7 +73,10 @@ def export(
             _compile(program, Path(path))
 
 
-def _trace(part: Part, shape: tuple[int, int], batch_size: int, dynamic: bool) -> ExportedProgram:
+def _trace(
+    part: Part, shape: tuple[int, int], batch_size: int, dynamic: bool, multiples: bool
+) -> ExportedProgram:
+    """The program; ``multiples`` allows sides of a dynamic one that are whole patches only."""
     device = next(part.parameters()).device
     sizes = None
     if dynamic:
@@ -78,11 +84,13 @@ def _trace(part: Part, shape: tuple[int, int], batch_size: int, dynamic: bool) -
         least = 4 * part.stride
         shape = (least + part.stride, least + 2 * part.stride)
         batch_size = 2
-        sizes = {
-            0: Dim('batch', max=1 << 16),
-            2: Dim('height', min=least, max=1 << 16),
-            3: Dim('width', min=least, max=1 << 16),
-        }
+        sides = {}
+        for index, name in ((2, 'height'), (3, 'width')):
+            if multiples:
+                sides[index] = part.stride * Dim(f'{name}_patches', min=4, max=1 << 12)
+            else:
+                sides[index] = Dim(name, min=least, max=1 << 16)
+        sizes = {0: Dim('batch', max=1 << 16), **sides}
     images = torch.rand(batch_size, 3, *shape, device=device) * 255
     try:
         return torch.export.export(

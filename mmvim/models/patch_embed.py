@@ -43,7 +43,7 @@ class PatchEmbed(nn.Module):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches that it takes to cover an image."""
         rows, columns = (
-            (at_least(side - patch, 0) + step - 1) // step + 1
+            1 - -at_least(side - patch, 0) // step  # rounded up
             for side, patch, step in zip((height, width), self.patch_size, self.stride, strict=True)
         )
         return rows, columns

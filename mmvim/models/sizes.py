@@ -8,14 +8,17 @@ from torch.fx.experimental import symbolic_shapes
 __all__ = ['all_same', 'at_least']
 
 
+# Dynamo of older torch (before 2.7) cannot trace questions of what is known.
+TRACEABLE = hasattr(symbolic_shapes, 'guard_or_false')
+
+
 def all_same(sizes: tuple[int, ...], others: tuple[int, ...]) -> bool:
     """Whether sizes are the same: in a compiler, whether they are for every input.
 
     A plain comparison of sizes that vary would compile for inputs that answer it alike, and refuse
     or recompile for others.
     """
-    # Dynamo of older torch (before 2.7) cannot trace the question.
-    if torch.compiler.is_compiling() and hasattr(symbolic_shapes, 'guard_or_false'):
+    if TRACEABLE and torch.compiler.is_compiling():
         return all(
             symbolic_shapes.statically_known_true(size == other)
             for size, other in zip(sizes, others, strict=True)
@@ -25,4 +28,8 @@ def all_same(sizes: tuple[int, ...], others: tuple[int, ...]) -> bool:
 
 def at_least(size: int, least: int) -> int:
     """``max(size, least)`` that leaves a compiler's size a variable."""
-    return torch.sym_max(size, least) if torch.compiler.is_compiling() else max(size, least)
+    if not torch.compiler.is_compiling():
+        return max(size, least)
+    if TRACEABLE and symbolic_shapes.statically_known_true(size >= least):
+        return size
+    return torch.sym_max(size, least)
