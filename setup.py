@@ -72,6 +72,7 @@ setup(
         'det': needs['mmdet'],
         'cls': needs['mmpretrain'],
         'hub': hub,
+        'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
         'test': [*needs['mmseg'], *needs['mmdet'], *hub, *test],
     },
 )

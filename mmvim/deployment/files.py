@@ -93,9 +93,7 @@ def _trace(
         sizes = {0: Dim('batch', max=1 << 16), **sides}
     images = torch.rand(batch_size, 3, *shape, device=device) * 255
     try:
-        return torch.export.export(
-            part, (images,), dynamic_shapes=sizes and (sizes,), strict=False
-        )
+        return torch.export.export(part, (images,), dynamic_shapes=sizes and (sizes,), strict=False)
     except Exception as error:
         advice = ': export it without --dynamic' if dynamic else ''
         raise UserError(

@@ -12,9 +12,7 @@ __all__ = ['TRANSLATIONS']
 
 
 @script(default_opset=op)
-def selective_scan(
-    u: FLOAT, delta: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT
-) -> tuple[FLOAT, FLOAT]:
+def selective_scan(u: FLOAT, delta: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT) -> tuple[FLOAT, FLOAT]:
     """Arguments and results of the operator ``mmvim_ops::torch_scan``.
 
     u and delta are (batch, channels, length), A is (channels, states), B and C are
