@@ -90,10 +90,10 @@ def _trace(
                 sides[index] = part.stride * Dim(f'{name}_patches', min=4, max=1 << 12)
             else:
                 sides[index] = Dim(name, min=least, max=1 << 16)
-        sizes = {0: Dim('batch', max=1 << 16), **sides}
+        sizes = ({0: Dim('batch', max=1 << 16), **sides},)
     images = torch.rand(batch_size, 3, *shape, device=device) * 255
     try:
-        return torch.export.export(part, (images,), dynamic_shapes=sizes and (sizes,), strict=False)
+        return torch.export.export(part, (images,), dynamic_shapes=sizes, strict=False)
     except Exception as error:
         advice = ': export it without --dynamic' if dynamic else ''
         raise UserError(

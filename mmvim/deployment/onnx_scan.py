@@ -4,6 +4,8 @@ An ONNX ``Scan`` goes through the tokens one by one, as the equation does: nothi
 length may vary, and memory holds one state per channel, not one per token.
 """
 
+from collections.abc import Callable
+
 import torch
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
@@ -57,7 +59,7 @@ def mul_scalar(x, factor):
 
 
 #: For ``custom_translation_table`` of ``torch.onnx.export``.
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable, Callable] = {
     torch.ops.mmvim_ops.torch_scan.default: selective_scan,
     torch.ops.aten.mul.Scalar: mul_scalar,
 }

@@ -86,7 +86,7 @@ class Segmentor(Part):
         head = self.model.decode_head
         logits = head(self.model.extract_feat(self.normalise(images)))
         logits = F.interpolate(
-            logits, images.shape[-2:], mode='bilinear', align_corners=head.align_corners
+            logits, images.shape[-2:], mode='bilinear', align_corners=bool(head.align_corners)
         )
         if head.out_channels == 1:
             return logits, (logits.sigmoid() > head.threshold)[:, 0].long()
@@ -160,6 +160,6 @@ def pool_by_products(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is nn.AdaptiveAvgPool2d:
                 size = child.output_size
-                size = (size, size) if isinstance(size, int) else tuple(size)
+                size = (size, size) if isinstance(size, int) else (size[0], size[1])
                 if size != (1, 1) and None not in size:
                     setattr(module, name, PoolByProducts(size))
