@@ -43,10 +43,20 @@ class PatchEmbed(nn.Module):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches that it takes to cover an image."""
         rows, columns = (
-            1 - -at_least(side - patch, 0) // step  # rounded up
+            self._cells(at_least(side - patch, 0), step)
             for side, patch, step in zip((height, width), self.patch_size, self.stride, strict=True)
         )
         return rows, columns
+
+    @staticmethod
+    def _cells(room: int, step: int) -> int:
+        """One patch and as many steps as cover ``room``.
+
+        Never a quotient of negative numbers, which ONNX rounds towards zero.
+        """
+        if all_same((room % step,), (0,)):  # simpler where a compiler knows it
+            return room // step + 1
+        return (room + step - 1) // step + 1
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, in_channels, H, W) to tokens (B, Hp * Wp, C) and the grid (Hp, Wp)."""
