@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(
 ARCH = dict(embed_dims=32, depth=2)
 VARIANTS = {
     'plain': dict(),
+    'class token': dict(out_type='cls_token'),
     'ssm': dict(directions='ssm', cls_token='head', norm='layer'),
     'block': dict(directions='block', stride=8, remainder='resize'),
     'cross': dict(directions='cross', cls_token='double', rope=True, rope_residual=True),
