@@ -74,6 +74,7 @@ setup(
         'cls': needs['mmpretrain'],
         'hub': hub,
         'geo': geo,
+        'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
         'test': [*needs['mmseg'], *needs['mmdet'], *hub, *geo, *test],
     },
 )

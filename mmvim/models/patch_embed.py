@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sizes import all_same, at_least
+
 __all__ = ['PatchEmbed']
 
 
@@ -41,10 +43,20 @@ class PatchEmbed(nn.Module):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches that it takes to cover an image."""
         rows, columns = (
-            (max(side - patch, 0) + step - 1) // step + 1
+            self._cells(at_least(side - patch, 0), step)
             for side, patch, step in zip((height, width), self.patch_size, self.stride, strict=True)
         )
         return rows, columns
+
+    @staticmethod
+    def _cells(room: int, step: int) -> int:
+        """One patch and as many steps as cover ``room``.
+
+        Never a quotient of negative numbers, which ONNX rounds towards zero.
+        """
+        if all_same((room % step,), (0,)):  # simpler where a compiler knows it
+            return room // step + 1
+        return (room + step - 1) // step + 1
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, in_channels, H, W) to tokens (B, Hp * Wp, C) and the grid (Hp, Wp)."""
@@ -60,7 +72,7 @@ class PatchEmbed(nn.Module):
                 grid, self.stride, self.patch_size, x.shape[-2:], strict=True
             )
         )
-        return F.pad(x, (0, right, 0, bottom)) if bottom > 0 or right > 0 else x
+        return x if all_same((bottom, right), (0, 0)) else F.pad(x, (0, right, 0, bottom))
 
     def _resize(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """The picture on ``count * stride`` pixels a side, its border repeated for overlap.
@@ -69,7 +81,7 @@ class PatchEmbed(nn.Module):
         """
         (rows, columns), (down, across) = grid, self.stride
         size = rows * down, columns * across
-        if tuple(x.shape[-2:]) != size:
+        if not all_same(x.shape[-2:], size):
             x = F.interpolate(x, size, mode='bilinear', align_corners=False)
         high, wide = self.patch_size[0] - down, self.patch_size[1] - across
         if high or wide:

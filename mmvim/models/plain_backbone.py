@@ -273,7 +273,7 @@ class PlainBackbone(BaseModule):
         tokens, grid = self.patch_embed(x)  # (B, M, C)
         if self.cls_token_names:
             cls_tokens = torch.cat([getattr(self, name) for name in self.cls_token_names], dim=1)
-            cls_tokens = cls_tokens.to(tokens.dtype).expand(len(tokens), -1, -1)  # (B, T, C)
+            cls_tokens = cls_tokens.to(tokens.dtype).expand(tokens.shape[0], -1, -1)  # (B, T, C)
             tokens = insert_class_tokens(tokens, cls_tokens, self.cls_token_place)
         if self.pos_embed is not None:
             place = self.cls_token_place

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .sizes import all_same
+
 __all__ = ['NUM_CLASS_TOKENS', 'insert_class_tokens', 'resize_pos_embed', 'split_class_tokens']
 
 #: Number of class tokens for each value of ``cls_token``.
@@ -38,7 +40,7 @@ def split_class_tokens(sequence: Tensor, place: str | None) -> tuple[Tensor, Ten
     ahead, first, behind, last = sequence.split(
         (before, 1, num_patches - before, NUM_CLASS_TOKENS[place] - 1), dim=1
     )
-    patches = torch.cat([ahead, behind], dim=1) if before else behind  # (B, M, C)
+    patches = torch.cat([ahead, behind], dim=1) if place == 'middle' else behind  # (B, M, C)
     return patches, torch.cat([first, last], dim=1)  # (B, T, C)
 
 
@@ -53,7 +55,7 @@ def resize_pos_embed(
         target (tuple[int, int]): Grid wanted.
         place (str, optional): Where the class tokens stand, as ``cls_token`` of the backbone.
     """
-    if tuple(source) == tuple(target):
+    if all_same(source, target):
         return pos_embed
     patches, tokens = split_class_tokens(pos_embed, place)
     image = patches.transpose(1, 2).unflatten(2, source)  # (1, C, Hp, Wp)

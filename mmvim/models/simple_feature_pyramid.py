@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
@@ -11,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .arguments import integer
+from .sizes import at_least
 
 __all__ = ['LayerNorm2d', 'SimpleFeaturePyramid']
 
@@ -42,8 +44,24 @@ class Halve(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         if self.evenly:
+            if torch.compiler.is_compiling():
+                return self._halve(self._halve(x, 2), 3)
             return F.adaptive_max_pool2d(x, (max(height // 2, 1), max(width // 2, 1)))
         return F.max_pool2d(x, (min(height, 2), min(width, 2)))
+
+    @staticmethod
+    def _halve(x: Tensor, dim: int) -> Tensor:
+        """Adaptive pooling along one side. Compilers take the operator for fixed sizes only.
+
+        Cells of an even side are two wide. Those of an odd one are three, the last of which is the
+        first of the next cell.
+        """
+        side = x.shape[dim]
+        first = 2 * torch.arange(at_least(side // 2, 1), device=x.device)
+        out = x.index_select(dim, first)
+        for step in (1, 1 + side % 2):
+            out = torch.maximum(out, x.index_select(dim, (first + step).clamp(max=side - 1)))
+        return out
 
 
 @MODELS.register_module()
