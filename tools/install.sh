@@ -95,11 +95,11 @@ settle() { # NAME VALUE ALLOWED: refuse a value that is unknown, or not what the
 
 check_machine() {
   step 'checking this machine'
-  local base=$PYTHON version headers free need=5 newest=13 found=cpu
+  local base=$PYTHON version headers newest=13 found=cpu
   if nvidia-smi -L 2>/dev/null | grep -q GPU; then found=cuda; fi
   if [[ $TASKS = cls ]]; then
     [[ $found = cuda ]] || export MMVIM_OPS_CUDA=${MMVIM_OPS_CUDA:-0} # no GPU to compile kernels for
-    found=cuda need=9
+    found=cuda
   fi
   TORCH=${MMVIM_TORCH:-auto}
   TORCH=${TORCH/auto/$(kept torch $found)}
@@ -123,9 +123,6 @@ check_machine() {
   command -v g++ >/dev/null || lacks 'there is no g++, and the scan is compiled here'
   [[ ! -d $VENV || -f $VENV/pyvenv.cfg || -f $LOG || -z $(ls -A "$VENV") ]] ||
     fail "$VENV is there and is not a Python environment" 'name another folder: VENV='
-  [[ $TORCH = cpu || $TASKS = cls ]] || need=15
-  free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
-  ((free >= need)) || say "warning: $free GB are free here; an environment takes up to $need GB"
   say "Python $version, $(nproc) cores, torch for $TORCH, packages of $STACK for $TASKS"
 }
 
@@ -148,11 +145,7 @@ print(pathlib.Path(torch.__file__).parents[1])" 2>/dev/null) || return 1
 install_torch() {
   step "${VENV#"$PWD/"}, build tools and torch"
   mkdir -p "$VENV"
-  if ! py -c '' 2>/dev/null; then
-    run "$PYTHON" -m venv "$VENV"
-  elif ! py -m pip --version >/dev/null 2>&1; then
-    run py -m ensurepip
-  fi
+  py -m pip --version >/dev/null 2>&1 || run "$PYTHON" -m venv "$VENV"
   echo "$TORCH" >"$VENV/.mmvim-torch"
   echo "$TASKS" >"$VENV/.mmvim-tasks"
   echo "$STACK" >"$VENV/.mmvim-stack"
@@ -194,10 +187,11 @@ PY
 # One compiler takes up to 1.5 GB. Where torch sees a GPU and there is no nvcc, hiding the GPU makes
 # mmcv build its CPU ops instead of stopping.
 plan_build() {
-  local memory=$(($(awk '/MemAvailable/ {print $2}' /proc/meminfo) / 1024)) limit
-  limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null) || limit=max
-  if [[ $limit != max ]] && ((limit / 1048576 < memory)); then memory=$((limit / 1048576)); fi
-  MAX_JOBS=$((memory / 1500 < $(nproc) ? memory / 1500 : $(nproc)))
+  MAX_JOBS=$({
+    awk '/^MemAvailable/ {print int($2 / 1.5e6)}' /proc/meminfo
+    awk '/^[0-9]/ {print int($1 / 1.5e9)}' /sys/fs/cgroup/memory.max
+    nproc
+  } 2>/dev/null | sort -n | sed -n 1p)
   export MAX_JOBS=$((MAX_JOBS > 0 ? MAX_JOBS : 1)) MMCV_WITH_OPS=1
   CUDA_OPS=$(py -c 'import torch.utils.cpp_extension as e; print(int(e.torch.cuda.is_available() and bool(e.CUDA_HOME)))')
   ((CUDA_OPS)) || export CUDA_VISIBLE_DEVICES=

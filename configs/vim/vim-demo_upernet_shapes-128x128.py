@@ -1,5 +1,5 @@
 # The demo: a small Vision Mamba (patch 8, 256 tokens) + UperNet on generated shapes.
-# Trains in a few minutes on two CPU cores; `make demo` runs it.
+# Trains in about a minute on two CPU cores; `make demo` runs it.
 _base_ = ['../_base_/models/upernet_vim.py', '../_base_/runtime_seg.py']
 custom_imports = dict(imports=['mmvim', 'mmvim.datasets'])
 
@@ -50,10 +50,10 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
-max_iters = 400
+max_iters = 150
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=1.0),
     constructor='VimOptimWrapperConstructor')
 param_scheduler = [
