@@ -341,11 +341,15 @@ def _conv1d(reverse: bool, backend: Backend, given: dict[str, Tensor]) -> dict[s
 
 
 def _mixer(backend: Backend, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = MixerDirection._fields[:7]
-    directions = tuple(
-        MixerDirection(*(given[f'{which} {name}'] for name in names), reverse=which == 'backward')
-        for which in ('forward', 'backward')
-    )
+
+    def direction(which: str) -> MixerDirection:
+        conv, conv_bias, x_proj, dt_proj, dt_bias, A, D = (
+            given[f'{which} {name}'] for name in MixerDirection._fields[:7]
+        )
+        reverse = which == 'backward'
+        return MixerDirection(conv, conv_bias, x_proj, dt_proj, dt_bias, A, D, reverse)
+
+    directions = direction('forward'), direction('backward')
     tokens, norm, into, out = (
         given[name] for name in ('tokens', 'norm_weight', 'in_weight', 'out_weight')
     )
