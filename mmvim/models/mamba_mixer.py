@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as nn_module
 
 from mmvim_ops import MixerDirection, causal_conv1d, mamba_mixer, selective_scan
 
@@ -255,5 +255,8 @@ def is_plain(module: nn.Module, *classes: type) -> bool:
         and not module._forward_hooks
         and not module._backward_pre_hooks
         and not module._backward_hooks
-        and not _has_any_global_hook()
+        and not nn_module._global_forward_pre_hooks
+        and not nn_module._global_forward_hooks
+        and not nn_module._global_backward_pre_hooks
+        and not nn_module._global_backward_hooks
     )
