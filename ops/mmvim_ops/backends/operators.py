@@ -286,15 +286,12 @@ def register_gradient(
     gives_list = str(function._schema).endswith('-> Tensor[]')
     below_autograd = torch._C._AutoDispatchBelowAutograd
     keys_below = torch._C._after_autograd_keyset
-    plain = {
-        torch._C.DispatchKeySet(key).raw_repr()
-        for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
-    }
+    plain = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)  # below all others
 
     def compute(keyset, arguments):
         keyset = keyset & keys_below
         with below_autograd():
-            if implementation is not None and keyset.raw_repr() in plain:
+            if implementation is not None and keyset.highestPriorityTypeId() in plain:
                 return implementation(*arguments)
             return function.redispatch(keyset, *arguments)
 
