@@ -136,12 +136,12 @@ use_own_cuda_torch() {
 import pathlib, $needed
 assert torch.version.cuda and tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 4)
 print(pathlib.Path(torch.__file__).parents[1])" 2>/dev/null) || return 1
-  # First: pip would count what lies beside that torch as installed, and setuptools works from its own
-  # folder only, as a file there stands in for distutils.
-  pip_install tools "${what[@]}"
-  echo "$folder" >"$(py -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/own-torch.pth"
   CONSTRAINTS=$VENV/constraints.txt # without the pins that would replace it
   grep -vE '^(torch|torchvision|triton)==' constraints.txt >"$CONSTRAINTS"
+  # Before pip sees that folder: it would count the setuptools there as installed, which stands in for
+  # distutils only from the environment's own folder.
+  pip_install tools "${what[@]}"
+  echo "$folder" >"$(py -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/own-torch.pth"
   say "using the CUDA torch in $folder"
 }
 
