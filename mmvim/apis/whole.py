@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmvim.models import VisionMamba
 from mmvim.models.sequence import resize_pos_embed, split_class_tokens
 from mmvim.utils.launch import UserError, type_name
+from mmvim.utils.preprocessing import normalise
 
 from .pipelines import pipeline_steps
 from .tiled_head import TiledHead, Window
@@ -212,22 +213,14 @@ class WholeSegmentor:
         columns = _pixels(0, grid[1], self.stride[1], size[1])
         for top, bottom in strips:
             rows = _pixels(top, bottom, self.stride[0], size[0])
-            pixels = self._normalise(torch.from_numpy(read(rows, columns)).to(device))
+            pixels = torch.from_numpy(read(rows, columns)).to(device).permute(2, 0, 1).float()
+            pixels = normalise(self.model.data_preprocessor, pixels)
             patches = embed.proj(pixels[None])[0].flatten(1).T  # (cells, C)
             tokens[0, places[top * grid[1] : bottom * grid[1]]] = patches
         if backbone.pos_embed is not None:
             place = backbone.cls_token_place
             tokens += resize_pos_embed(backbone.pos_embed, backbone.grid, grid, place)
         return tokens, places
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        """(h, w, 3) RGB to what the preprocessor makes of it, (3, h, w)."""
-        pre = cast(Any, self.model.data_preprocessor)
-        x = pixels.permute(2, 0, 1)
-        if not pre.channel_conversion:  # it leaves BGR, as OpenMMLab's loaders give it
-            x = x.flip(0)
-        x = x.float()
-        return (x - pre.mean) / pre.std if pre._enable_normalize else x
 
 
 def _strips(grid: tuple[int, int]) -> list[tuple[int, int]]:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from mmvim.models.mamba_mixer import MambaMixer
 from mmvim.utils.errors import UserError
+from mmvim.utils.preprocessing import normalise
 
 __all__ = ['PARTS', 'Part', 'part_of']
 
 PARTS = ('model', 'backbone')
-# Attributes by which the preprocessors of the three packages say that they swap BGR and RGB.
-SWAPS = ('channel_conversion', '_channel_conversion', 'to_rgb')
 
 
 class Part(nn.Module):
@@ -30,12 +29,6 @@ class Part(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        preprocessor = model.data_preprocessor
-        self.normalises = bool(getattr(preprocessor, '_enable_normalize', False))
-        self.bgr = not any(getattr(preprocessor, name, False) for name in SWAPS)
-        if self.normalises:
-            self.register_buffer('mean', preprocessor.mean.clone(), persistent=False)
-            self.register_buffer('std', preprocessor.std.clone(), persistent=False)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         pool_by_products(self.model)
 
@@ -43,9 +36,7 @@ class Part(nn.Module):
     names: tuple[str, ...]
 
     def normalise(self, images: Tensor) -> Tensor:
-        if self.bgr:
-            images = images.flip(1)
-        return (images - self.mean) / self.std if self.normalises else images
+        return normalise(self.model.data_preprocessor, images)
 
     @property
     def stride(self) -> int:

@@ -93,6 +93,37 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+SIDES = {'mmpretrain': 224, 'mmseg': 512, 'mmdet': 1024}  # of the paper's images
+
+
+class _Shape(argparse.Action):
+    """One or two positive numbers, as height and width."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if len(values) > 2 or min(values) < 1:
+            parser.error(f'--shape takes one or two positive numbers, got {values}')
+        setattr(namespace, self.dest, (values[0], values[-1]))
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Add ``--shape``; without it there is :func:`default_shape`."""
+    parser.add_argument(
+        '--shape',
+        nargs='+',
+        type=int,
+        action=_Shape,
+        metavar=('H', 'W'),
+        help='height and width of the images, or one number for both (default: 224 for '
+        'classification, 512 for segmentation, 1024 for detection)',
+    )
+
+
+def default_shape(scope: str) -> tuple[int, int]:
+    """Height and width of the paper's images, by a config's ``default_scope``."""
+    side = SIDES.get(scope, 224)
+    return side, side
+
+
 def command_line(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the arguments and prepare the process for them."""
     args = parser.parse_args()

@@ -20,9 +20,14 @@ from torch import Tensor, nn
 
 import mmvim  # noqa: F401  (registers the models)
 from mmvim.utils.flops import count_flops_by_module
-from mmvim.utils.launch import ConfigOptions, UserError, read_config, run
-
-SIDES = {'mmpretrain': 224, 'mmseg': 512, 'mmdet': 1024}  # of the paper's images
+from mmvim.utils.launch import (
+    ConfigOptions,
+    UserError,
+    add_shape,
+    default_shape,
+    read_config,
+    run,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,14 +35,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file of mmseg, mmdet or mmpretrain')
-    parser.add_argument(
-        '--shape',
-        nargs='+',
-        type=int,
-        metavar=('H', 'W'),
-        help='height and width of the image, or one number for both (default: 224 for '
-        'classification, 512 for segmentation, 1024 for detection)',
-    )
+    add_shape(parser)
     parser.add_argument(
         '--depth', type=int, default=1, help='levels of modules to list (default: %(default)s)'
     )
@@ -54,8 +52,6 @@ def parse_args() -> argparse.Namespace:
         help='settings to change in the config, such as model.backbone.arch=small',
     )
     args = parser.parse_args()
-    if args.shape is not None and (len(args.shape) > 2 or min(args.shape) < 1):
-        parser.error(f'--shape takes one or two positive numbers, got {args.shape}')
     if args.depth < 1:
         parser.error(f'--depth must be positive, got {args.depth}')
     return args
@@ -148,11 +144,11 @@ def main() -> None:
     args = parse_args()
     cfg = read_config(args.config, args.cfg_options)
     scope = cfg.get('default_scope', 'mmengine')
-    shape = args.shape or [SIDES.get(scope, 224)]
+    shape = args.shape or default_shape(scope)
     model = build(cfg)
     model = model.to(args.device or ('cpu' if hasattr(model, 'roi_head') else 'meta'))
     with torch.no_grad():
-        inputs, words = prepare(model, scope, (shape[0], shape[-1]))
+        inputs, words = prepare(model, scope, shape)
         flops = count_flops_by_module(model, partial(model, **inputs))
     print(f'{Path(args.config).stem}: {words}')
     print(*table(model, flops, args.depth), sep='\n')

@@ -14,9 +14,8 @@ import mmvim  # noqa: F401  (registers the models)
 from mmvim.apis import load_model
 from mmvim.deployment import FORMATS, PARTS, Part, export, load, part_of
 from mmvim.utils import guard_checkpoints
-from mmvim.utils.launch import ConfigOptions, UserError, run
+from mmvim.utils.launch import ConfigOptions, UserError, add_shape, default_shape, run
 
-SIDES = {'mmpretrain': 224, 'mmseg': 512, 'mmdet': 1024}  # of the paper's images
 TOLERANCE = 1e-4  # of the largest difference, relative to the largest value
 REPEATS = 3
 
@@ -38,14 +37,7 @@ def parse_args() -> argparse.Namespace:
         help="'model': a segmentor's logits and labels, a classifier's logits, a detector's "
         "features after the neck; 'backbone': the backbone's maps (default: %(default)s)",
     )
-    parser.add_argument(
-        '--shape',
-        nargs='+',
-        type=int,
-        metavar=('H', 'W'),
-        help='height and width of the pictures, or one number for both (default: 224 for '
-        'classification, 512 for segmentation, 1024 for detection)',
-    )
+    add_shape(parser)
     parser.add_argument(
         '--batch-size', type=int, default=1, help='pictures in a call (default: %(default)s)'
     )
@@ -73,8 +65,6 @@ def parse_args() -> argparse.Namespace:
         help='load a checkpoint that is more than weights; code in it will run',
     )
     args = parser.parse_args()
-    if args.shape is not None and (len(args.shape) > 2 or min(args.shape) < 1):
-        parser.error(f'--shape takes one or two positive numbers, got {args.shape}')
     if args.batch_size < 1:
         parser.error(f'--batch-size must be positive, got {args.batch_size}')
     if args.out is None:
@@ -137,8 +127,7 @@ def main() -> None:
     args = parse_args()
     guard_checkpoints(trust=args.trust_checkpoint)
     model = load_model(args.config, args.checkpoint, args.device, args.cfg_options)
-    shape = args.shape or [SIDES[model.cfg.default_scope]]
-    shape = (shape[0], shape[-1])
+    shape = args.shape or default_shape(model.cfg.default_scope)
     part = part_of(model, args.part)
     start = time.monotonic()
     export(part, args.out, args.format, shape, args.batch_size, args.dynamic)

@@ -15,7 +15,6 @@ using namespace mmvim;
 MMVIM_API const char mmvim_interface[] = "mmvim_ops interface " MMVIM_INTERFACE;
 
 MMVIM_API int64_t mmvim_constant(const char* name) {
-  if (!strcmp(name, "segment")) return kSegment;
   if (!strcmp(name, "most_states")) return kMostStates;
   if (!strcmp(name, "conv_steps")) return kConvSteps;
   if (!strcmp(name, "most_taps")) return kMostTaps;

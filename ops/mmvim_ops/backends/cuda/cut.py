@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-SEGMENT = 64  # steps; chunks are multiples of it
+from .structures import SEGMENT
 
 # Fitted to a sweep over lanes, warps and chunks on an H100 (docs/data, docs/ops.md): over its 16
 # sizes and passes, what the model chooses takes 1.6 % more time on average than the best cut, and

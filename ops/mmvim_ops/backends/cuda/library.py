@@ -19,7 +19,7 @@ LIBRARY = Path(__file__).parents[2] / '_cuda.so'
 BUILD_COMMAND = 'python ops/build_cuda.py'
 DTYPES = {getattr(torch, name): number for name, number in structures.DTYPES.items()}
 
-CONSTANTS: dict[str, int] = {}  # of the library: segment, most_states, conv_steps, most_taps
+CONSTANTS: dict[str, int] = {}  # of the library: most_states, conv_steps, most_taps
 
 
 def _load(path: Path) -> ctypes.CDLL | str:
@@ -32,7 +32,7 @@ def _load(path: Path) -> ctypes.CDLL | str:
         for name, (result, *arguments) in structures.FUNCTIONS.items():
             getattr(library, name).argtypes = arguments
             getattr(library, name).restype = result
-        names = ('segment', 'most_states', 'conv_steps', 'most_taps')
+        names = ('most_states', 'conv_steps', 'most_taps')
         CONSTANTS.update(compiled.constants(library.mmvim_constant, names))
     except (OSError, AttributeError) as error:
         return f'its library does not load ({error}); compile it again: {BUILD_COMMAND}'

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...calls import Direction
 from .cut import Cut, Device, Sizes, choose, split_channels
-from .library import constant, library, limits
+from .library import library, limits
+from .structures import SEGMENT
 
 FEW_STATES = 16  # more than these are computed in float32 only
 ALIGNMENT = 32  # floats: a buffer begins where a line of the GPU's cache does
@@ -72,8 +73,7 @@ class Plan:
         self, sizes: Sizes, cut: Cut, splits: int, matrices: tuple[str, ...], partial: bool
     ):
         self.sizes, self.cut, self.partial = sizes, cut, partial
-        segment = constant('segment')
-        self.chunk_length = -(-sizes.length // (cut.chunks * segment)) * segment
+        self.chunk_length = -(-sizes.length // (cut.chunks * SEGMENT)) * SEGMENT
         self.chunks = -(-sizes.length // self.chunk_length)
         self.splits = max(1, splits)
         self.layout = self.lay_out(matrices if splits else ())

@@ -25,7 +25,6 @@ from .library import (
     address,
     call,
     cast,
-    constant,
     gradient,
     matrix,
     memory,
@@ -43,8 +42,7 @@ MOST_STATES_OF_TWO = 64  # of two directions in one launch: what any GPU has sha
 
 def saved_states(length):
     """One at the start of every segment."""
-    segment = constant('segment')
-    return (length + segment - 1) // segment
+    return (length + structures.SEGMENT - 1) // structures.SEGMENT
 
 
 def fit_into_one_launch(call: BidirectionalCall) -> BidirectionalCall | None:

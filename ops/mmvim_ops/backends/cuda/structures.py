@@ -111,6 +111,7 @@ NO_DIRECTION = (0,) * (ctypes.sizeof(Direction) // 8)
 NO_GRADIENT = (0,) * 2
 NO_SECOND = (0,) * 7  # filter of a convolution
 DTYPES = {'float32': 0, 'float16': 1, 'bfloat16': 2}  # Dtype of csrc/cuda/device.h
+SEGMENT = 64  # kSegment of csrc/cuda/args.h: steps between two checkpoints
 
 
 def filled(structure, values):
@@ -152,6 +153,7 @@ def _functions() -> dict:
 def _conditions() -> list[str]:
     """What must hold in C++."""
     found = [f'mmvim::k{name.capitalize()} == {number}' for name, number in DTYPES.items()]
+    found.append(f'mmvim::kSegment == {SEGMENT}')
     for structure in STRUCTURES:
         ours = f'mmvim::{structure.__name__}'
         found.append(f'sizeof({ours}) == {ctypes.sizeof(structure)}')
