@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         default=[],
         metavar='RATE',
         help="learning rates in place of the config's: every side with each of them; SIDE=RATE is "
-        'one of a single side',
+        'for a single side',
     )
     parser.add_argument(
         '--no-test',
@@ -85,21 +85,20 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace, task: Task) -> None:
         self.task = task
-        self.work_dir = (
-            args.work_dir or Path(f'work_dirs/compare_{task.name}_{args.arch}')
-        ).absolute()
+        default = Path(f'work_dirs/compare_{task.name}_{args.arch}')
+        self.work_dir = (args.work_dir or default).absolute()
         self.data = (args.data or Path(task.data)).absolute()
         self.tests = not args.no_test
         self.rows = {}  # name in the table: config, options
-        for side, rate in itertools.product(args.sides, args.lr or [None]):
-            of_side, equals, rate = (rate or '').rpartition('=')
-            if equals and of_side != side:
-                continue
+        for side in args.sides:
             config = task.config_of(side, args.arch, ROOT / 'configs')
             options = [*SIDES[side].options, *task.data_options(self.data), *args.cfg_options]
-            if rate:
-                options.append(f'optim_wrapper.optimizer.lr={rate}')
-            self.rows[f'{side}_lr{rate}' if rate else side] = config, options
+            rates = [rate for rate in args.lr if rate.rpartition('=')[0] in ('', side)]
+            if not rates:
+                self.rows[side] = config, options
+            for rate in (rate.rpartition('=')[2] for rate in rates):
+                setting = f'optim_wrapper.optimizer.lr={rate}'
+                self.rows[f'{side}_lr{rate}'] = config, [*options, setting]
 
     @property
     def metainfo(self) -> Config:
@@ -188,7 +187,8 @@ class Comparison:
     def write_pictures(self, results: report.Results) -> None:
         """The same test images, as the first seed of every side sees them."""
         images = self.task.test_images(self.data)
-        images = [images[k * len(images) // PICTURES] for k in range(min(PICTURES, len(images)))]
+        count = min(PICTURES, len(images))
+        images = [images[k * len(images) // count] for k in range(count)]
         columns = {'image': images}
         if self.task.label_maps is not None:
             names, palette = self.metainfo.classes, self.metainfo.palette
