@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmvim.apis.drawing import draw_label_map
 from mmvim.apis.outputs import OPACITY
+from mmvim.utils.errors import UserError
 
 __all__ = [
     'confusion',
@@ -49,16 +50,16 @@ def confusion(labels: Path, predictions: Path, classes: int) -> np.ndarray:
         classes (int): Their number.
 
     Raises:
-        ValueError: There is no prediction of a label map, or it has another size.
+        UserError: There is no prediction of a label map, or it has another size.
     """
     total = np.zeros((classes, classes), np.int64)
     for path in sorted(labels.glob('*.png')):
         other = predictions / path.name
         if not other.is_file():
-            raise ValueError(f'{predictions} has no prediction of {path.name}')
+            raise UserError(f'{predictions} has no prediction of {path.name}')
         label, predicted = np.array(Image.open(path)), np.array(Image.open(other))  # (H, W)
         if label.shape != predicted.shape:
-            raise ValueError(f'{path} is {label.shape}, {other} is {predicted.shape}')
+            raise UserError(f'{path} is {label.shape}, {other} is {predicted.shape}')
         counts = label < classes
         pairs = classes * label[counts].astype(np.int64) + predicted[counts]
         total += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

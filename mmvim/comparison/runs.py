@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import mmvim
+from mmvim.utils.errors import UserError
 from mmvim.utils.measure import cpu_name
 
 __all__ = ['about', 'call', 'read_result', 'scalars', 'write_result']
@@ -23,14 +24,14 @@ def read_result(folder: Path, options: Sequence[str]) -> dict | None:
     """What :func:`write_result` left in the folder of a run; None if it did not finish.
 
     Raises:
-        ValueError: The run had other options.
+        UserError: The run had other options.
     """
     try:
         result = json.loads((folder / 'result.json').read_text())
     except (FileNotFoundError, ValueError):
         return None
     if result['options'] != list(options):
-        raise ValueError(
+        raise UserError(
             f'{folder} was trained with {shlex.join(result["options"])}: choose another --work-dir'
         )
     return result
@@ -49,13 +50,13 @@ def call(command: Sequence[str], log: Path, root: Path) -> None:
     """Run a Python tool from ``root``, shown in the terminal, its output added to ``log``.
 
     Raises:
-        ValueError: It failed.
+        UserError: It failed.
     """
     print(f'\npython {shlex.join(command)}', flush=True)
     with log.open('a') as output:
         code = subprocess.call([sys.executable, *command], cwd=root, stdout=output, stderr=output)
     if code:
-        raise ValueError(f'exit code {code}; see the end of {log}')
+        raise UserError(f'exit code {code}; see the end of {log}')
 
 
 def scalars(folder: Path, key: str) -> dict[int, float]:

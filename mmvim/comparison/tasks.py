@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmvim.models.directions import DIRECTIONS
+from mmvim.utils.errors import UserError
 
 __all__ = ['SIDES', 'TASKS', 'Side', 'Task']
 
@@ -78,12 +79,12 @@ class Task:
         """The one config of a side.
 
         Raises:
-            ValueError: There is none of this size.
+            UserError: There is none of this size.
         """
         family = SIDES[side].family
         found = sorted((configs / family).glob(self.config.format(family=family, arch=arch)))
         if len(found) != 1:
-            raise ValueError(
+            raise UserError(
                 f'{self.name} has {len(found)} configs for {family} of arch {arch!r} in {configs}'
             )
         return found[0]

@@ -30,6 +30,8 @@ class ClassWeightedLoss(nn.Module):
         TypeError, ValueError: For a weight that is not a positive number.
     """
 
+    class_weight: Tensor  # (classes,)
+
     def __init__(
         self,
         class_weight: Sequence[float],

@@ -9,7 +9,6 @@ The work dir then holds table.md, results.json, curves and pictures. docs/result
 import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from mmengine.config import Config
 from mmvim.comparison import report
 from mmvim.comparison.runs import about, call, read_result, scalars, write_result
 from mmvim.comparison.tasks import SIDES, TASKS, Task
+from mmvim.utils.launch import UserError, run
 
 ROOT = Path(__file__).parents[2]
 PICTURES = 6
@@ -213,34 +213,30 @@ class Comparison:
 
 def main() -> None:
     args = parse_args()
-    try:
-        comparison = Comparison(args, TASKS[args.task])
-        if not comparison.data.is_dir():
-            raise ValueError(f'{comparison.data} is not there: docs/data.md says where to get it')
-        if not args.resume and any(comparison.work_dir.glob('*_seed*')):
-            raise ValueError(
-                f'{comparison.work_dir} holds a comparison: go on with --resume, or choose another '
-                '--work-dir'
-            )
-        seeds = range(args.seeds)
-        results: report.Results = {row: {} for row in comparison.rows}
-        left = args.seeds * len(results) if args.max_runs is None else args.max_runs
-        for seed, row in itertools.product(seeds, results):
-            result = comparison.finished(row, seed)
-            if result is None and left:
-                left -= 1
-                result = comparison.run(row, seed)
-                print(json.dumps(result['metrics']), flush=True)
-                results[row][seed] = result
-                comparison.write(results, seeds)
-            elif result is not None:
-                results[row][seed] = result
-        tables = comparison.write(results, seeds)
-    except (ValueError, OSError) as error:
-        sys.exit(f'compare_backbones: {error}')
+    comparison = Comparison(args, TASKS[args.task])
+    if not comparison.data.is_dir():
+        raise UserError(f'{comparison.data} is not there: docs/data.md says where to get it')
+    if not args.resume and any(comparison.work_dir.glob('*_seed*')):
+        raise UserError(
+            f'{comparison.work_dir} holds a comparison: go on with --resume, or choose another '
+            '--work-dir'
+        )
+    seeds = range(args.seeds)
+    results: report.Results = {row: {} for row in comparison.rows}
+    left = args.seeds * len(results) if args.max_runs is None else args.max_runs
+    for seed, row in itertools.product(seeds, results):
+        result = comparison.finished(row, seed)
+        if result is not None:
+            results[row][seed] = result
+        elif left:
+            left -= 1
+            results[row][seed] = result = comparison.run(row, seed)
+            print(json.dumps(result['metrics']), flush=True)
+            comparison.write(results, seeds)
+    tables = comparison.write(results, seeds)
     done = sum(map(len, results.values()))
     print(f'\n{tables}\n{done} of {args.seeds * len(results)} runs; {comparison.work_dir}')
 
 
 if __name__ == '__main__':
-    main()
+    run(main)
