@@ -16,15 +16,17 @@ def normalise(image: np.ndarray, preprocessor: ImgDataPreprocessor) -> Tensor:
     return (pixels.to(preprocessor.device) - preprocessor.mean) / preprocessor.std
 
 
-def receptive_field(backbone: nn.Module, image: Tensor) -> np.ndarray:
+def receptive_field(backbone: nn.Module, image: Tensor, directions: int = 8) -> np.ndarray:
     """How much each pixel says about the centre of the last feature map.
 
-    The gradient of the centre's channels, summed, by its absolute value (Luo et al., "Understanding
-    the effective receptive field in deep convolutional neural networks", NeurIPS 2016).
+    The absolute value of the centre's gradient (Luo et al., "Understanding the effective receptive
+    field in deep convolutional neural networks", NeurIPS 2016), here of random sums of its channels:
+    their plain sum is constant after a layer norm, and has no gradient.
 
     Args:
         backbone (nn.Module): Returns maps (1, C, Hp, Wp), the last of which counts.
         image (Tensor): (1, 3, H, W).
+        directions (int): Random sums, the same in every call, whose gradients are averaged.
 
     Returns:
         np.ndarray: (H, W), whose sum is 1.
@@ -40,8 +42,12 @@ def receptive_field(backbone: nn.Module, image: Tensor) -> np.ndarray:
             f'{tuple(feature.shape)}'
         )
     centre = feature[0, :, feature.shape[2] // 2, feature.shape[3] // 2]
-    (gradient,) = torch.autograd.grad(centre.sum(), image)
-    field = gradient[0].abs().sum(0).double().cpu().numpy()  # (H, W)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(directions, len(centre), generator=generator).to(centre)
+    field = np.zeros(image.shape[2:])
+    for value in weights @ centre:
+        (gradient,) = torch.autograd.grad(value, image, retain_graph=True)
+        field += gradient[0].abs().sum(0).double().cpu().numpy()  # (H, W)
     return field / max(field.sum(), np.finfo(float).tiny)
 
 

@@ -76,9 +76,10 @@ def draw_fields(fields: dict[str, np.ndarray], path: Path) -> None:
 def main() -> None:
     args = parse_args()
     guard_checkpoints(trust=False)
-    sources, _ = find_pictures(args.inputs, args.out_dir)
+    sources, skipped = find_pictures(args.inputs, args.out_dir)
     if not sources:
-        raise UserError('there is no picture among the inputs')
+        why = ''.join(f'; {entry.path}: {entry.reason}' for entry in skipped)
+        raise UserError(f'there is no picture among the inputs{why}')
     pictures = [Image.fromarray(read_picture(source.path)) for source in sources]
     height, width = args.shape or pictures[0].size[::-1]
     images = [np.array(picture.convert('RGB').resize((width, height))) for picture in pictures]
