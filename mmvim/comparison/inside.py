@@ -20,7 +20,7 @@ def receptive_field(backbone: nn.Module, image: Tensor, directions: int = 8) -> 
     """How much each pixel says about the centre of the last feature map.
 
     The absolute value of the centre's gradient (Luo et al., "Understanding the effective receptive
-    field in deep convolutional neural networks", NeurIPS 2016), here of random sums of its channels:
+    field in deep convolutional neural networks", NeurIPS 2016), of random sums of its channels:
     their plain sum is constant after a layer norm, and has no gradient.
 
     Args:

@@ -51,6 +51,17 @@ def test_a_training_step_reaches_every_parameter(path):
     assert 'StopAtNonFiniteHook' in hooks and ('EMAHook' in hooks) == ('stride8' not in path.stem)
 
 
+def test_sides_of_the_comparison_differ_in_the_backbone_only():
+    name = 'nano_1xb64-10e_imagenette-96'
+    sides = [Config.fromfile(CONFIGS / f'{side}/{side}-{name}.py') for side in ('vim', 'deit')]
+    sizes = [parameters(build(cfg)) for cfg in sides]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.05
+    for cfg in sides:
+        assert (cfg.model.backbone.arch, cfg.model.backbone.img_size) == ('nano', 96)
+        del cfg.model.backbone
+    assert sides[0].pretty_text == sides[1].pretty_text
+
+
 @pytest.mark.parametrize(
     ('name', 'count'), [('tiny', 7_148_008), ('small', 25_796_584), ('base', 97_598_440)]
 )
