@@ -71,11 +71,14 @@ def test_sides_are_trained_in_turns_and_compared(tmp_path, camvid):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, camvid):
-    common = arguments(camvid, tmp_path)
-    common[common.index('train_cfg.max_iters=4')] = 'train_cfg.max_iters=8'
-    common += ['--seeds', 1, '--sides', 'vim', '--lr', '2e-3', '--no-test']
-    command = [sys.executable, str(ROOT / 'tools' / TOOL), *map(str, common)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    side = ['--seeds', 1, '--sides', 'vim', '--lr', '2e-3', '--no-test']
+
+    def command(max_iters: int) -> list:
+        length = [f'train_cfg.{key}={max_iters}' for key in ('max_iters', 'val_interval')]
+        return [*arguments(camvid, tmp_path), *length, *side]
+
+    endless = [sys.executable, str(ROOT / 'tools' / TOOL), *map(str, command(10_000))]
+    process = subprocess.Popen(endless, stdout=subprocess.DEVNULL, start_new_session=True)
     run = tmp_path / 'vim_lr2e-3_seed0'
     while not (run / 'last_checkpoint').is_file():
         assert process.poll() is None, (run / 'train.log').read_text()[-3000:]
@@ -83,10 +86,13 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, camvid):
     os.killpg(process.pid, signal.SIGKILL)  # the training, too
     process.wait()
     assert not (run / 'result.json').exists()
-    passed(tool(TOOL, *common, '--resume'))
+
+    reached = int(Path((run / 'last_checkpoint').read_text()).stem.removeprefix('iter_'))
+    passed(tool(TOOL, *command(reached + 3), '--resume'))
     assert 'the newest checkpoint that is whole' in (run / 'train.log').read_text()
     results = json.loads((tmp_path / 'results.json').read_text())
-    assert results['runs']['vim_lr2e-3']['0']['checkpoint'].endswith('iter_8.pth')
+    checkpoint = results['runs']['vim_lr2e-3']['0']['checkpoint']
+    assert checkpoint.endswith(f'iter_{reached + 3}.pth')
     assert not (run / 'test').exists()  # the test split is not looked at
 
 
