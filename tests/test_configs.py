@@ -75,6 +75,7 @@ def test_deit_differs_from_vim_in_the_backbone_only(name):
         'nano_upernet_1xb4-2k_camvid-192x256',
         'tiny_upernet_1xb16-10k_camvid-360x480',
         'nano_cascade-mask-rcnn_1xb2-2k_pennfudan-256',
+        'tiny_cascade-mask-rcnn_1xb8-6k_pennfudan-256',
     ],
 )
 def test_sides_of_a_comparison_differ_in_the_backbone_only(name):
