@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from mmengine.config import Config
 
 from mmvim.comparison import report
 from mmvim.comparison.runs import about, call, read_result, scalars, write_result
 from mmvim.comparison.tasks import SIDES, TASKS, Task
+from mmvim.utils.checkpoint import load_checkpoint
 from mmvim.utils.launch import UserError, run
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ class Comparison:
             keys = self.task.metrics
             logged = {key: list(scalars(folder, key).values())[-1] for key in keys}
         metrics = {key: factor * logged[key] for key, (_, factor) in self.task.metrics.items()}
-        weights = torch.load(checkpoint, map_location='cpu', weights_only=False)['state_dict']
+        weights = load_checkpoint(str(checkpoint))['state_dict']
         parameters = sum(w.numel() for name, w in weights.items() if name.startswith('backbone.'))
         return write_result(
             folder, options, metrics=metrics, parameters=parameters, checkpoint=str(checkpoint)
