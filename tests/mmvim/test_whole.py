@@ -1,38 +1,23 @@
 """Label maps of pictures in parts, against those of the whole picture."""
 
-import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
-from tiny_models import SEGMENTOR, write_checkpoint, write_config
+from tiny_models import build_segmentor, scene
 
-from mmvim.apis import load_model, predict
+from mmvim.apis import predict
 from mmvim.apis.tiled_head import Window, resize_window
 from mmvim.apis.whole import WholeSegmentor
-from mmvim.datasets.shapes import draw_scene
 from mmvim.utils.launch import UserError
-
-
-def scene(height: int, width: int) -> np.ndarray:
-    side = max(height, width)
-    return draw_scene(np.random.default_rng(0), side).image[:height, :width, ::-1].copy()
 
 
 @pytest.fixture
 def build(tmp_path):
     """Builds the tiny segmentor with other settings."""
-
-    def call(**model):
-        path = write_config(tmp_path / 'config.py', SEGMENTOR)
-        config = Config.fromfile(path)
-        config.merge_from_dict(dict(model=copy.deepcopy(model)))  # it takes _delete_ out
-        config.dump(path)
-        return load_model(path, write_checkpoint(tmp_path / 'weights.pth', path), device='cpu')
-
-    return call
+    return partial(build_segmentor, tmp_path)
 
 
 def in_parts(model, picture: np.ndarray, folder, tile: int = 64) -> np.ndarray:

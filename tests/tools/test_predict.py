@@ -144,13 +144,19 @@ def test_nothing_predicted_is_an_error(photos, segmentor, command, tmp_path, cap
 def test_options_that_make_no_sense_are_refused(photos, segmentor, command, capsys):
     with pytest.raises(SystemExit, match='--score-thr is for detection'):
         command(*segmentor, photos, '--score-thr', 0.5)
-    for option, value, message in (
-        ('--depth', 20, '--depth must be from 8 to 16, got 20'),
-        ('--opacity', 1.5, '--opacity must be from 0 to 1, got 1.5'),
-        ('--batch-size', 0, '--batch-size must be positive, got 0'),
+    for options, message in (
+        ('--depth 20', '--depth must be from 8 to 16, got 20'),
+        ('--opacity 1.5', '--opacity must be from 0 to 1, got 1.5'),
+        ('--batch-size 0', '--batch-size must be positive, got 0'),
+        ('--windows 64', '--windows must be positive and needs --raster, got 64'),
+        ('--raster --windows 0', '--windows must be positive and needs --raster, got 0'),
+        ('--raster --batch-size 2', 'leave --batch-size out, or give --windows'),
+        ('--raster --overlap 8', '--overlap needs --windows, got 8'),
+        ('--raster --windows 8 --overlap 8', 'from 0 to less than --windows, got 8'),
+        ('--raster --windows 8 --tile 8', '--windows is the other way'),
     ):
         with pytest.raises(SystemExit):
-            command(*segmentor, photos, option, value)
+            command(*segmentor, photos, *options.split())
         assert message in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from command_line import passed, tool
 from PIL import Image
 from tiny_models import SEGMENTOR, write_checkpoint, write_config
 
-from mmvim.apis import load_model, predict
+from mmvim.apis import load_model, predict, predict_raster
 from mmvim.datasets.shapes import CLASSES, PALETTE, draw_scene
 
 if importlib.util.find_spec('rasterio') is None:
@@ -47,3 +47,24 @@ def test_the_command_writes_label_maps_with_their_place(tmp_path):
     with open(tmp_path / 'out/labels.csv', newline='') as file:
         assert [row['class'] for row in csv.DictReader(file)] == list(CLASSES)
     assert not list((tmp_path / 'out/labels').glob('*.parts'))
+
+    arguments = (
+        folder / 'field.tif',
+        '--raster',
+        '--windows',
+        64,
+        '--overlap',
+        16,
+        '--out-dir',
+        'in',
+    )
+    arguments = *arguments, '--batch-size', 2, '--device', 'cpu', '--no-pictures'
+    passed(tool('predict.py', *files, *map(str, arguments), cwd=tmp_path))
+    model = load_model(*files, device='cpu')
+    ways = dict(windows=64, overlap=16, batch_size=2)
+    predict_raster(model, folder / 'field.tif', tmp_path / 'expected.tif', **ways)
+    with (
+        rasterio.open(tmp_path / 'in/labels/field.tif') as file,
+        rasterio.open(tmp_path / 'expected.tif') as expected,
+    ):
+        assert (file.read(1) == expected.read(1)).mean() > 0.999
