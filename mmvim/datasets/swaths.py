@@ -110,17 +110,17 @@ def _draw_swath(rng, height: int, width: int, season: int) -> tuple[np.ndarray, 
             place = slice(top + _HEDGE, bottom), slice(left, right - _HEDGE)
             if labels[place].size:
                 crop = int(rng.integers(2))
-                pixels[place] = _paint(rng, *labels[place].shape, crop)
+                pixels[place] = _paint(rng, labels[place].shape, crop)
                 labels[place] = 1 + 2 * season + crop
         left = right
     noise = rng.integers(-12, 13, (height, width, 1), np.int16)
     return (pixels + noise).clip(0, 255).astype(np.uint8), labels
 
 
-def _paint(rng, height: int, width: int, crop: int) -> np.ndarray:
+def _paint(rng, size: tuple[int, ...], crop: int) -> np.ndarray:
     """Rows of wheat or dots of beet, (height, width, 3), in colours that tell nothing."""
     angle, period = rng.uniform(0, np.pi), rng.uniform(8, 14)
-    y, x = np.ogrid[:height, :width]
+    y, x = np.ogrid[: size[0], : size[1]]
     x, y = x.astype(np.float32), y.astype(np.float32)
     u = (x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / period)
     wave = np.sin(u)

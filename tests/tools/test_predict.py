@@ -1,13 +1,11 @@
 """``tools/predict.py`` on folders of real files, called from a folder of the user's."""
 
 import csv
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ROOT, passed, tool
+from command_line import passed, tool
 from PIL import Image
 from tiny_models import DETECTOR, SEGMENTOR, write_checkpoint, write_config
 
@@ -21,22 +19,6 @@ def scene(height: int, width: int, seed: int) -> np.ndarray:
 
 def rows(path: Path) -> list[dict]:
     return list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path, guard):
-    """Calls the tool in this process and in an empty folder; returns what it prints."""
-    spec = importlib.util.spec_from_file_location('predict_tool', ROOT / 'tools' / 'predict.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments) -> str:
-        monkeypatch.setattr(sys, 'argv', ['predict.py', *map(str, arguments)])
-        module.run(module.main)
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.fixture(scope='module')

@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--parts', type=int, default=4, help='of the width (default: %(default)s)')
     parser.add_argument('--ignore', type=int, default=0, help='label (default: %(default)s)')
     parser.add_argument('--picture', type=Path, help='file to write')
-    parser.add_argument('--side', type=int, default=480, help='of each (default: %(default)s)')
+    parser.add_argument('--side', type=int, default=400, help='of each (default: %(default)s)')
     return parser.parse_args()
 
 
@@ -45,11 +45,11 @@ def accuracies(truth, maps, parts: int, ignore: int) -> np.ndarray:
 def panel(file, side: int) -> np.ndarray:
     """A small picture (h, side, 3) of a raster or a label map."""
     size = max(1, round(side * file.height / file.width)), side
-    pixels = file.read(out_shape=(file.count, *size)).transpose(1, 2, 0)
     if file.count > 1:
-        return pixels[..., :3]
+        return file.read([1, 2, 3], out_shape=(3, *size)).transpose(1, 2, 0)
     palette = file.colormap(1)
-    return np.array([palette[k][:3] for k in range(256)], np.uint8)[pixels[..., 0]]
+    colours = np.array([palette[k][:3] for k in range(256)], np.uint8)
+    return colours[file.read(1, out_shape=size)]
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
         panels = [panel(file, args.side) for file in files]
         gap = np.full((len(panels[0]), 8, 3), 255, np.uint8)
         joined = np.hstack([part for one in panels for part in (gap, one)][1:])
-        Image.fromarray(joined).save(args.picture, quality=85)
+        Image.fromarray(joined).save(args.picture, quality=80)
 
 
 if __name__ == '__main__':
