@@ -51,9 +51,15 @@ def draw_map(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndar
 
 
 def write_pictures(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
-    """Write ``images/SPLIT/*.png`` and ``annotations/SPLIT/*.png``, whose values are classes."""
+    """Write ``images/SPLIT/*.png`` and ``annotations/SPLIT/*.png``, whose values are classes.
+
+    Picture ``k`` depends on the seed, the size and ``k`` alone.
+
+    Raises:
+        FileExistsError: There is such a split already.
+    """
     for folder in ('images', 'annotations'):
-        (root / folder / split).mkdir(parents=True, exist_ok=True)
+        (root / folder / split).mkdir(parents=True)
     for index in range(count):
         pixels, labels = draw_map(np.random.default_rng([seed, index]), *size)
         cv2.imwrite(str(root / 'images' / split / f'{index:06d}.png'), pixels[..., ::-1])

@@ -3,7 +3,7 @@
 import importlib.util
 
 import pytest
-from command_line import passed, tool
+from command_line import passed, refused, tool
 from PIL import Image
 
 if importlib.util.find_spec('rasterio') is None:
@@ -14,6 +14,7 @@ def test_a_raster_is_made_and_maps_of_it_are_compared(tmp_path):
     make = 'dataset_tools/make_swaths.py', 'data'
     passed(tool(*make, '--train', '2', '--val', '1', '--size', '64', '256', cwd=tmp_path))
     assert len(list((tmp_path / 'data/images').rglob('*.png'))) == 3
+    assert 'pictures already' in refused(tool(*make, '--size', '64', '256', cwd=tmp_path))
     passed(tool(*make, '--raster', 'map', '--size', '300', '500', cwd=tmp_path))
     passed(tool(*make, '--raster', 'other', '--size', '300', '500', '--seed', '1', cwd=tmp_path))
     maps = [f'data/{name}.tif' for name in ('map', 'map-labels', 'map-labels', 'other-labels')]

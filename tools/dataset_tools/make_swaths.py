@@ -6,6 +6,7 @@ and its labels.
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmvim.datasets.swaths import write_pictures, write_raster
@@ -31,8 +32,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     args = parser.parse_args()
-    if min(args.size) < 1:
-        parser.error(f'--size must be positive, got {args.size}')
+    for name, least in (('size', 1), ('train', 1), ('val', 1), ('seed', 0)):
+        value = getattr(args, name)
+        if (min(value) if name == 'size' else value) < least:
+            parser.error(f'--{name} must be at least {least}, got {value}')
+    if args.raster and find_spec('rasterio') is None:
+        parser.error("--raster needs rasterio: pip install '.[geo]' installs it")
     return args
 
 
@@ -41,9 +46,11 @@ def main() -> None:
     size = tuple(args.size)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.raster is None:
-        # Seeds of pictures are pairs, of which these are the first.
-        write_pictures(args.out, 'training', args.train, size, 2 * args.seed)
-        write_pictures(args.out, 'validation', args.val, size, 2 * args.seed + 1)
+        try:
+            write_pictures(args.out, 'training', args.train, size, 2 * args.seed)
+            write_pictures(args.out, 'validation', args.val, size, 2 * args.seed + 1)
+        except FileExistsError as error:
+            sys.exit(f'make_swaths: there are pictures already: {error.filename}')
         print(f'Wrote {args.train} + {args.val} pictures into {args.out}')
         return
     picture = args.out / f'{args.raster}.tif'
