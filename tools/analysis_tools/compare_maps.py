@@ -58,7 +58,7 @@ def main() -> None:
     args = parse_args()
     files = [rasterio.open(path) for path in (args.raster, args.truth, *args.maps)]
     _, truth, *maps = files
-    print('| part of the width |', *(f'{path.name} |' for path in args.maps))
+    print('| part of the width |', *(f'{path} |' for path in args.maps))
     print('| --- |', *('---: |' for _ in maps))
     rows = accuracies(truth, maps, args.parts, args.ignore)
     names = [*(f'{k + 1} of {args.parts}' for k in range(args.parts)), 'all']
