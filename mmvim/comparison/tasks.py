@@ -58,9 +58,11 @@ class Task:
         metrics (dict[str, tuple[str, float]]): Key in the log of a test: its name, and the factor
             to percent. The first one is the result.
         evaluators (dict[str, str]): Evaluator: the annotation file that it reads itself.
-        images (str): The test images: a pattern, or an annotation file in COCO's format and the
-            folder of its images, separated by a space.
-        label_maps (str, optional): Folder of the test images' label maps, in segmentation.
+        images (str): The images of a split: a pattern, or an annotation file in COCO's format and
+            the folder of its images, separated by a space.
+        label_maps (str, optional): Folder of their label maps, in segmentation.
+        validation (tuple[str, ...]): Settings with which the validation split is tested on; none
+            where there is no such split beside that for testing.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Task:
     evaluators: dict[str, str]
     images: str
     label_maps: str | None = None
+    validation: tuple[str, ...] = ()
 
     def sides(self) -> list[str]:
         """Names of the sides that this task has."""
@@ -89,17 +92,26 @@ class Task:
             )
         return found[0]
 
-    def data_options(self, data: Path) -> list[str]:
-        """Settings that say where the data set is."""
+    def data_options(self, data: Path, split: str) -> list[str]:
+        """Settings that say where the data set is and which split is tested on.
+
+        Raises:
+            UserError: The data set has no such split.
+        """
+        if split == 'val' and not self.validation:
+            raise UserError(
+                f'--split val: {self.name} has no validation split beside the test split'
+            )
         options = [
             f'{part}_dataloader.dataset.data_root={data}' for part in ('train', 'val', 'test')
         ]
         files = self.evaluators.items()
-        return options + [f'{part}_evaluator.ann_file={data / file}' for part, file in files]
+        options += [f'{part}_evaluator.ann_file={data / file}' for part, file in files]
+        return options + (list(self.validation) if split == 'val' else [])
 
-    def test_images(self, data: Path) -> list[Path]:
-        """The images of the test split, by name."""
-        file, _, folder = self.images.partition(' ')
+    def images_of(self, data: Path, split: str) -> list[Path]:
+        """The images of a split, by name."""
+        file, _, folder = self.images.format(split=split).partition(' ')
         if not folder:
             return sorted(data.glob(file))
         listed = json.loads((data / file).read_text())['images']
@@ -115,8 +127,12 @@ TASKS = {
             config='{family}-{arch}_upernet_*_camvid-*.py',
             metrics={'mIoU': ('mIoU', 1), 'mAcc': ('mAcc', 1), 'aAcc': ('aAcc', 1)},
             evaluators={},
-            images='images/test/*.jpg',
-            label_maps='annotations/test',
+            images='images/{split}/*.jpg',
+            label_maps='annotations/{split}',
+            validation=(
+                'test_dataloader.dataset.data_prefix.img_path=images/val',
+                'test_dataloader.dataset.data_prefix.seg_map_path=annotations/val',
+            ),
         ),
         Task(
             name='pennfudan',

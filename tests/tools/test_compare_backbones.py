@@ -71,7 +71,7 @@ def test_sides_are_trained_in_turns_and_compared(tmp_path, camvid):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, camvid):
-    side = ['--seeds', 1, '--sides', 'vim', '--lr', '2e-3', '--no-test']
+    side = ['--seeds', 1, '--sides', 'vim', '--lr', '2e-3', '--split', 'val']
 
     def command(max_iters: int) -> list:
         length = [f'train_cfg.{key}={max_iters}' for key in ('max_iters', 'val_interval')]
@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, camvid):
     results = json.loads((tmp_path / 'results.json').read_text())
     checkpoint = results['runs']['vim_lr2e-3']['0']['checkpoint']
     assert checkpoint.endswith(f'iter_{reached + 3}.pth')
-    assert not (run / 'test').exists()  # the test split is not looked at
+    assert [path.name for path in (run / 'predictions').iterdir()] == ['0.png']  # of one, not two
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
@@ -102,5 +102,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     assert f'{tmp_path}/absent is not there' in message and 'docs/data.md' in message
     message = refused(tool(TOOL, 'camvid', *absent, '--arch', 'huge'))
     assert "camvid has 0 configs for vim of arch 'huge'" in message
+    message = refused(tool(TOOL, 'pennfudan', *absent, '--split', 'val'))
+    assert 'pennfudan has no validation split' in message
     message = refused(tool(TOOL, 'camvid', '--sides', 'vim-max-pool'))
     assert "camvid has no 'vim-max-pool'" in message

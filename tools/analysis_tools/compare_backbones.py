@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmvim.comparison import report
 from mmvim.comparison.runs import about, call, read_result, scalars, write_result
 from mmvim.comparison.tasks import SIDES, TASKS, Task
-from mmvim.utils.checkpoint import load_checkpoint
+from mmvim.utils import load_checkpoint
 from mmvim.utils.launch import UserError, run
 
 ROOT = Path(__file__).parents[2]
@@ -48,10 +48,11 @@ def parse_args() -> argparse.Namespace:
         'for a single side',
     )
     parser.add_argument(
-        '--no-test',
-        action='store_true',
-        help='take the last validation in place of the test split: for choices, such as of the '
-        'learning rate',
+        '--split',
+        choices=['test', 'val'],
+        default='test',
+        help='what is tested on; val is for choices, such as of the learning rate (default: '
+        '%(default)s)',
     )
     parser.add_argument(
         '--resume', action='store_true', help='go on with the comparison in the work dir'
@@ -88,11 +89,15 @@ class Comparison:
         default = Path(f'work_dirs/compare_{task.name}_{args.arch}')
         self.work_dir = (args.work_dir or default).absolute()
         self.data = (args.data or Path(task.data)).absolute()
-        self.tests = not args.no_test
+        self.split = args.split
+        self.label_maps = None
+        if task.label_maps is not None:
+            self.label_maps = self.data / task.label_maps.format(split=args.split)
         self.rows = {}  # name in the table: config, options
         for side in args.sides:
             config = task.config_of(side, args.arch, ROOT / 'configs')
-            options = [*SIDES[side].options, *task.data_options(self.data), *args.cfg_options]
+            options = [*SIDES[side].options, *task.data_options(self.data, args.split)]
+            options += args.cfg_options
             rates = [rate for rate in args.lr if rate.rpartition('=')[0] in ('', side)]
             if not rates:
                 self.rows[side] = config, options
@@ -124,17 +129,12 @@ class Comparison:
         train = ['tools/train.py', config, '--work-dir', str(folder), '--resume', *arguments]
         call(train, folder / 'train.log', ROOT)
         checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
-        if self.tests:
-            test = ['tools/test.py', config, str(checkpoint), '--work-dir', str(folder / 'test')]
-            if self.task.label_maps is not None:
-                test += ['--out', str(folder / 'predictions')]
-            call([*test, *arguments], folder / 'test.log', ROOT)
-            logged = json.loads(
-                max((folder / 'test').glob('*/*.json')).read_text().splitlines()[-1]
-            )
-        else:
-            keys = self.task.metrics
-            logged = {key: list(scalars(folder, key).values())[-1] for key in keys}
+        test = ['tools/test.py', config, str(checkpoint), '--work-dir', str(folder / 'test')]
+        if self.label_maps is not None:
+            test += ['--out', str(folder / 'predictions')]
+        call([*test, *arguments], folder / 'test.log', ROOT)
+        log = max((folder / 'test').glob('*/*.json'))
+        logged = json.loads(log.read_text().splitlines()[-1])
         metrics = {key: factor * logged[key] for key, (_, factor) in self.task.metrics.items()}
         weights = load_checkpoint(str(checkpoint))['state_dict']
         parameters = sum(w.numel() for name, w in weights.items() if name.startswith('backbone.'))
@@ -154,21 +154,18 @@ class Comparison:
             curves = {row: [c for c in lines if c] for row, lines in curves.items()}
             curves = {row: lines for row, lines in curves.items() if lines}
             report.draw_curves(curves, name, self.work_dir / f'curve_{key.replace("/", "_")}.png')
-        if self.tests and self.task.label_maps is not None:
+        if self.label_maps is not None:
             text, details = self.write_classes(results)
             tables += f'\n{text}'
-        if self.tests:
-            self.write_pictures(results)
+        self.write_pictures(results)
         (self.work_dir / 'table.md').write_text(tables)
-        (self.work_dir / 'results.json').write_text(
-            json.dumps(dict(task=self.task.name, **about(), **details, runs=results), indent=2)
-            + '\n'
-        )
+        content = dict(task=self.task.name, **about(), **details, runs=results)
+        (self.work_dir / 'results.json').write_text(json.dumps(content, indent=2) + '\n')
         return tables
 
     def write_classes(self, results: report.Results) -> tuple[str, dict]:
         """Per-class IoU, mean of the seeds, and the confusion matrices, their sum."""
-        names, labels = self.metainfo.classes, self.data / self.task.label_maps
+        names, labels = self.metainfo.classes, self.label_maps
         lines = [f'| IoU | {" | ".join(names)} |', '| --- |' + ' ---: |' * len(names)]
         matrices, shares = {}, {}
         for row, runs in results.items():
@@ -181,22 +178,23 @@ class Comparison:
             shares[row] = np.mean([report.ious(matrix) for matrix in found], axis=0).tolist()
             matrices[row] = np.sum(found, axis=0)
             lines.append(f'| `{row}` | {" | ".join(f"{iou:.1f}" for iou in shares[row])} |')
-        report.draw_confusion(matrices, names, self.work_dir / 'confusion.png')
+        if matrices:
+            report.draw_confusion(matrices, names, self.work_dir / 'confusion.png')
         return '\n'.join(lines) + '\n', dict(classes=list(names), iou=shares)
 
     def write_pictures(self, results: report.Results) -> None:
-        """The same test images, as the first seed of every side sees them."""
-        images = self.task.test_images(self.data)
+        """The same images, as the first seed of every side sees them."""
+        images = self.task.images_of(self.data, self.split)
         count = min(PICTURES, len(images))
         images = [images[k * len(images) // count] for k in range(count)]
         columns = {'image': images}
-        if self.task.label_maps is not None:
+        if self.label_maps is not None:
             names, palette = self.metainfo.classes, self.metainfo.palette
             columns['ground truth'] = truths = []
             for image in images:
                 truths.append(self.work_dir / 'truth' / image.name)
                 truths[-1].parent.mkdir(exist_ok=True)
-                labels = self.data / self.task.label_maps / f'{image.stem}.png'
+                labels = self.label_maps / f'{image.stem}.png'
                 report.draw_labels(image, labels, names, palette, truths[-1])
         for row, runs in results.items():
             for seed in sorted(runs)[:1]:
