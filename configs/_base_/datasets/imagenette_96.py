@@ -21,7 +21,10 @@ test_pipeline = [
 dataset = dict(
     type='CustomDataset',
     data_root='data/imagenette',
-    extensions=('.jpg', '.jpeg', '.png', '.webp'))
+    extensions=('.jpg', '.jpeg', '.png', '.webp'),
+    metainfo=dict(  # in the order of the folders' names
+        classes=('tench', 'English springer', 'cassette player', 'chain saw', 'church',
+                 'French horn', 'garbage truck', 'gas pump', 'golf ball', 'parachute')))
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
