@@ -111,6 +111,14 @@ template <class T> struct Kernels {
   void (*product)(const ProductArgs<T>&, int64_t begin, int64_t end, char* scratch);
 };
 
+// Products of bfloat16 numbers, of which two take the place of one float32: `in` and x's strides
+// count pairs. The weights are float32, contiguous, weight_in = 2, and rounded on the way.
+struct HalfKernels {
+  void (*round)(const float* x, int64_t x_row, int64_t rows, int64_t in, float* pairs);
+  int64_t (*scratch)(int64_t in);
+  void (*product)(const ProductArgs<float>&, int64_t begin, int64_t end, char* scratch);
+};
+
 struct InstructionSet {
   const char* name;
   Kernels<float> single;

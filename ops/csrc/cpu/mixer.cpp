@@ -60,6 +60,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mamba_mixer(MMVIM_MIXER_ARGUMENTS, in
   return {out, xz, states.back(), states.size() == 2 ? states.front() : empty({0, 0})};
 }
 
+// For inference: tokens of any dtype but float64, all others float32; `dtype`, a half precision, is that
+// of the result.
+Tensor mamba_mixer_half(MMVIM_MIXER_ARGUMENTS, at::ScalarType dtype) {
+  Mixer m = mixer(MMVIM_MIXER_GIVEN);
+  Tensor out = fresh({m.batch, m.length, out_weight.size(0)}, tokens.options().dtype(dtype));
+  std::vector<Tensor> states(m.branches.size(), at::empty({0}, tokens.options()));
+  if (tokens.numel() > 0) MixerForward<float>(m, out, states[0], states).run();
+  return out;
+}
+
 std::vector<Tensor> mamba_mixer_backward(const Tensor& grad_out, MMVIM_MIXER_ARGUMENTS,
                                          const Tensor& xz, const Tensor& states,
                                          const Tensor& states_b) {
@@ -81,6 +91,7 @@ TORCH_LIBRARY_FRAGMENT(mmvim_ops, m) {
 
 TORCH_LIBRARY_IMPL(mmvim_ops, CPU, m) {
   m.impl("cpp_mamba_mixer", mamba_mixer);
+  m.impl("cpp_mamba_mixer_half", mamba_mixer_half);
   m.impl("cpp_mamba_mixer_backward", mamba_mixer_backward);
 }
 

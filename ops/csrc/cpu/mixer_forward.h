@@ -13,14 +13,21 @@ template <class T> class MixerForward {
  public:
   // `out` is (batch, length, C'). `xz` is in_proj's output, (batch, length, 2 E), where it is to be
   // saved; `saved` are the states of each branch, in the order of `branches`. Else they are empty.
+  // Tokens and `out` may be of a half precision. With bfloat16 results products are of bfloat16
+  // numbers where the processor gains by it; all that lies between them is float32.
   MixerForward(const Mixer& m, const Tensor& out, const Tensor& xz,
                const std::vector<Tensor>& saved)
-      : m(m), out(out), xz(xz), saved(saved) {}
+      : m(m), out(out), xz(xz), saved(saved) {
+    if (out.scalar_type() == at::kBFloat16) half = half_kernels();
+  }
 
   void run() {
     const int64_t rows = m.together * m.longest();
     const int64_t more = m.stretches.size() > 1 ? kMostTaps - 1 : 0;   // see Branch::seen
     if (m.norm_weight.defined()) normed = room(rows, m.tokens.size(2));
+    if (m.tokens.scalar_type() != kType) wide_tokens = room(rows, m.tokens.size(2));
+    if (out.scalar_type() != kType) wide_out = room(rows, out.size(2));
+    if (half) halves = room(rows, (std::max(m.tokens.size(2), m.inner) + 1) / 2);
     y = empty({m.together, m.length, m.inner});
     u = room(rows + more, m.inner);
     delta = room(rows, m.inner);
@@ -39,14 +46,18 @@ template <class T> class MixerForward {
   }
 
  private:
+  static constexpr at::ScalarType kType = c10::CppTypeToScalarType<T>::value;
+
   const Mixer& m;
   const Tensor out, xz;
   const std::vector<Tensor>& saved;
-  Tensor normed, x, z, xz_memory, y, u, delta, selected;
+  const HalfKernels* half = nullptr;
+  Tensor normed, x, z, xz_memory, y, u, delta, selected, wide_tokens, wide_out, halves;
   std::vector<Tensor> alive;                  // what the steps point to besides
   Steps steps;
 
-  Tensor empty(at::IntArrayRef size) const { return fresh(size, m.tokens.options()); }
+  Tensor empty(at::IntArrayRef size) const { return fresh(size, options()); }
+  at::TensorOptions options() const { return m.tokens.options().dtype(kType); }
   Tensor room(int64_t rows, int64_t columns) const { return empty({rows * columns}); }
   static Tensor shaped(const Tensor& room, int64_t b, int64_t l, int64_t columns) {
     return room.slice(0, 0, b * l * columns).view({b, l, columns});
@@ -69,7 +80,7 @@ template <class T> class MixerForward {
     }
     for (size_t i = 0; i < m.branches.size(); i++) {
       const Branch& p = m.branches[i];
-      Tensor state = at::zeros({b, m.inner, p.states()}, m.tokens.options());
+      Tensor state = at::zeros({b, m.inner, p.states()}, options());
       alive.push_back(state);
       for (size_t s : m.order(p, false)) {
         Range here = m.stretches[s];
@@ -89,7 +100,7 @@ template <class T> class MixerForward {
         }
         Tensor y_here = here.of(y.slice(0, 0, b));
         branch(i, here, x_here, z_of_stretch, y_here, state, checkpoints);
-        if (last) product(y_here, m.out_weight, m.out_bias, here.of(out_here));
+        if (last) finish(y_here, here.of(out_here));
       }
     }
   }
@@ -146,23 +157,79 @@ template <class T> class MixerForward {
   // Rows [begin, end) of in_proj, of tokens before their norm.
   void project(const Tensor& images, int64_t begin, int64_t end, const Tensor& to) {
     Tensor rows = images;
+    if (wide_tokens.defined()) {
+      rows = shaped(wide_tokens, images.size(0), images.size(1), images.size(2));
+      convert(images, rows);
+    }
     if (m.norm_weight.defined()) {
+      Tensor x = rows;
       rows = shaped(normed, images.size(0), images.size(1), images.size(2));
-      NormArgs<T> args{images.size(2), data<const T>(images), data<const T>(m.norm_weight),
+      NormArgs<T> args{images.size(2), data<const T>(x), data<const T>(m.norm_weight),
                        T(m.norm_eps), data<T>(rows)};
-      int64_t count = images.size(0) * images.size(1);
-      constexpr int64_t kRows = 16;
-      steps.add((count + kRows - 1) / kRows, [args, count](int64_t task) {
-        kernels<T>().norm(args, task * kRows, std::min((task + 1) * kRows, count));
+      by_rows(images.size(0) * images.size(1), [args](int64_t begin, int64_t end) {
+        kernels<T>().norm(args, begin, end);
       });
     }
     Tensor bias = m.in_bias.defined() ? m.in_bias.slice(0, begin, end) : m.in_bias;
     product(rows, m.in_weight.slice(0, begin, end), bias, to);
   }
 
+  // out_proj of gated y.
+  void finish(const Tensor& y, const Tensor& to) {
+    if (!wide_out.defined()) return product(y, m.out_weight, m.out_bias, to);
+    Tensor wide = shaped(wide_out, to.size(0), to.size(1), to.size(2));
+    product(y, m.out_weight, m.out_bias, wide);
+    convert(wide, to);
+  }
+
   void product(const Tensor& from, const Tensor& weight, const Tensor& bias, const Tensor& to) {
     auto args = product_args<T>(rows_of(from), weight, bias, rows_of(to));
+    if constexpr (std::is_same_v<T, float>)
+      if (half && args.in % 2 == 0) return product_of_pairs(args);
     steps.add(product_tasks(args), [args](int64_t task) { run_product(args, task, task + 1); });
+  }
+
+  void product_of_pairs(const ProductArgs<float>& all) {
+    ProductArgs<float> args = all;
+    float* pairs = data<float>(halves);
+    args.in /= 2, args.x = pairs, args.x_row = args.in, args.weight_in = 2;
+    const HalfKernels* table = half;
+    by_rows(args.rows, [=](int64_t begin, int64_t end) {
+      table->round(all.x + begin * all.x_row, all.x_row, end - begin, all.in,
+                   pairs + begin * args.x_row);
+    });
+    steps.add(product_tasks(args), [=](int64_t task) {
+      table->product(args, task, task + 1, scratch(table->scratch(args.in)));
+    });
+  }
+
+  // A step of many rows that need each other for nothing.
+  template <class Work> void by_rows(int64_t count, Work work) {
+    constexpr int64_t kRows = 16;
+    steps.add((count + kRows - 1) / kRows, [=](int64_t task) {
+      work(task * kRows, std::min((task + 1) * kRows, count));
+    });
+  }
+
+  // From and to a half precision.
+  void convert(const Tensor& from, const Tensor& to) {
+    auto type = from.scalar_type() == kType ? to.scalar_type() : from.scalar_type();
+    auto with_half = [&](auto zero) {
+      using Half = decltype(zero);
+      if (from.scalar_type() == kType) convert_as<T, Half>(from, to);
+      else convert_as<Half, T>(from, to);
+    };
+    if (type == at::kBFloat16) with_half(c10::BFloat16());
+    else with_half(c10::Half());
+  }
+  template <class From, class To> void convert_as(const Tensor& from, const Tensor& to) {
+    const From* source = data<const From>(from);
+    To* target = data<To>(to);
+    int64_t columns = from.size(2);
+    by_rows(from.size(0) * from.size(1), [=](int64_t begin, int64_t end) {
+      for (int64_t i = begin * columns; i < end * columns; i++)
+        target[i] = static_cast<To>(static_cast<float>(source[i]));
+    });
   }
 
   void copy(const Tensor& from, const Tensor& to) {

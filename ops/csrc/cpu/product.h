@@ -20,6 +20,20 @@ constexpr int kPacked = 512;
 // Vectors of a panel; the last one has one more where their number is odd.
 constexpr int kPanel = 2, kMostOfPanel = kPanel + 1;
 
+// How x and weights are multiplied: number by number. kernels_bf16.cpp has pairs in their place.
+struct Singles {
+  template <class T> static MMVIM_INLINE Vec<T> repeat(const T* x) { return splat(*x); }
+  template <class V> static MMVIM_INLINE V add(V factor, V weight, V sum) {
+    return fma(factor, weight, sum);
+  }
+  // The weights of `lanes` outputs as `in` vectors.
+  template <class T>
+  static void pack(Vec<T>* panel, const T* weight, int64_t out_stride, int64_t in_stride, int in,
+                   int lanes, T*) {
+    load_tile(panel, weight, out_stride, in_stride, in, lanes);
+  }
+};
+
 // Where the sums of some rows start, and what they are made of.
 template <class T> struct RowsTimesPanel {
   const T* x;
@@ -32,7 +46,7 @@ template <class T> struct RowsTimesPanel {
   const Vec<T>* bias;        // null: add to y
 };
 
-template <int kRows, int kVectors, bool kRowsAreNeighbours, class T>
+template <class Kind, int kRows, int kVectors, bool kRowsAreNeighbours, class T>
 __attribute__((noinline)) void multiply(const RowsTimesPanel<T>& p) {
   constexpr int W = kLanes<T>;
   const T* x = p.x;
@@ -51,9 +65,9 @@ __attribute__((noinline)) void multiply(const RowsTimesPanel<T>& p) {
     for (int j = 0; j < kVectors; j++) weight[j] = p.panel[j * p.in + k];
 #pragma GCC unroll 24
     for (int r = 0; r < kRows; r++) {
-      Vec<T> factor = splat(x[r * x_row]);
+      Vec<T> factor = Kind::repeat(x + r * x_row);
 #pragma GCC unroll 4
-      for (int j = 0; j < kVectors; j++) sums[r][j] = fma(factor, weight[j], sums[r][j]);
+      for (int j = 0; j < kVectors; j++) sums[r][j] = Kind::add(factor, weight[j], sums[r][j]);
     }
   }
 #pragma GCC unroll 24
@@ -63,11 +77,11 @@ __attribute__((noinline)) void multiply(const RowsTimesPanel<T>& p) {
       store_lanes(p.y + r * p.y_row + j * W, 1, j + 1 < kVectors ? W : lanes, sums[r][j]);
 }
 
-template <int kVectors, bool kRowsAreNeighbours, class T>
+template <class Kind, int kVectors, bool kRowsAreNeighbours, class T>
 void multiply_rows(RowsTimesPanel<T> p, int64_t rows) {
   constexpr int kRows = kSums / kVectors;
   auto some = [&](auto count) {
-    multiply<decltype(count)::value, kVectors, kRowsAreNeighbours>(p);
+    multiply<Kind, decltype(count)::value, kVectors, kRowsAreNeighbours>(p);
     p.x += count * p.x_row, p.y += count * p.y_row, rows -= count;
   };
   while (rows >= kRows) some(std::integral_constant<int, kRows>());
@@ -76,7 +90,7 @@ void multiply_rows(RowsTimesPanel<T> p, int64_t rows) {
 }
 
 // Rows [first, last) times the panel that starts at `channel`.
-template <int kVectors, class T>
+template <class Kind, int kVectors, class T>
 void multiply_panel(const mmvim::ProductArgs<T>& args, int64_t channel, int64_t first, int64_t last,
                     Vec<T>* panel) {
   constexpr int W = kLanes<T>;
@@ -90,8 +104,8 @@ void multiply_panel(const mmvim::ProductArgs<T>& args, int64_t channel, int64_t 
     int in = int(args.in - k < kPacked ? args.in - k : kPacked);
     const T* weight = args.weight + channel * args.weight_out + k * args.weight_in;
     for (int j = 0; j < kVectors; j++)
-      load_tile(panel + j * in, weight + j * W * args.weight_out, args.weight_out, args.weight_in,
-                in, lanes(j));
+      Kind::pack(panel + j * in, weight + j * W * args.weight_out, args.weight_out, args.weight_in,
+                 in, lanes(j), reinterpret_cast<T*>(panel + kVectors * in));
     RowsTimesPanel<T> p{args.x + first * args.x_row + k * args.x_in,
                         args.x_row,
                         args.x_in,
@@ -101,8 +115,8 @@ void multiply_panel(const mmvim::ProductArgs<T>& args, int64_t channel, int64_t 
                         args.y_row,
                         channels,
                         k > 0 || args.accumulate ? nullptr : bias};
-    if (args.x_in == 1) multiply_rows<kVectors, false>(p, last - first);
-    else multiply_rows<kVectors, true>(p, last - first);
+    if (args.x_in == 1) multiply_rows<Kind, kVectors, false>(p, last - first);
+    else multiply_rows<Kind, kVectors, true>(p, last - first);
   }
 }
 
@@ -116,8 +130,8 @@ template <class T> int64_t product_scratch(int64_t in) {
 }
 
 // Tasks are panels of chunks of rows, all panels of a chunk together.
-template <class T>
-void product(const mmvim::ProductArgs<T>& args, int64_t begin, int64_t end, char* scratch) {
+template <class Kind, class T>
+void product_of(const mmvim::ProductArgs<T>& args, int64_t begin, int64_t end, char* scratch) {
   Vec<T>* panel = reinterpret_cast<Vec<T>*>(scratch);
   const int64_t panels = product_panels<T>(args.out);
   for (int64_t i = begin; i < end; i++) {
@@ -126,10 +140,15 @@ void product(const mmvim::ProductArgs<T>& args, int64_t begin, int64_t end, char
     int64_t channel = i % panels * kPanel * kLanes<T>, left = args.out - channel;
     bool is_last = i % panels == panels - 1;
     if (!is_last || (left > kLanes<T> && left <= kPanel * kLanes<T>))
-      multiply_panel<kPanel>(args, channel, first, last, panel);
-    else if (left <= kLanes<T>) multiply_panel<1>(args, channel, first, last, panel);
-    else multiply_panel<kMostOfPanel>(args, channel, first, last, panel);
+      multiply_panel<Kind, kPanel>(args, channel, first, last, panel);
+    else if (left <= kLanes<T>) multiply_panel<Kind, 1>(args, channel, first, last, panel);
+    else multiply_panel<Kind, kMostOfPanel>(args, channel, first, last, panel);
   }
+}
+
+template <class T>
+void product(const mmvim::ProductArgs<T>& args, int64_t begin, int64_t end, char* scratch) {
+  product_of<Singles>(args, begin, end, scratch);
 }
 
 }  // namespace
