@@ -1,9 +1,10 @@
-"""How ``mmvim_ops/_cpp.so`` is compiled; ``build_ops.py`` calls it.
+"""How ``mmvim_ops/_cpp.so`` and ``_onnxruntime.so`` are compiled; ``build_ops.py`` calls it.
 
-Every instruction set gets its own file and flags, which is why torch's extension builder (one set
-of flags for all) is not used. The library has no Python in it: the operators register themselves
-with torch when it is loaded. An install never fails because of it; what stands in the way is
-printed, and the package works without.
+Both have the same kernels, the first for torch, the second for ONNX Runtime. Every instruction set
+gets its own file and flags, which is why torch's extension builder (one set of flags for all) is
+not used. There is no Python in the libraries: operators register themselves when one is loaded. The
+second needs neither torch nor ONNX Runtime to be compiled or copied elsewhere. An install never
+fails because of them; what stands in the way is printed, and the package works without.
 
 ``MMVIM_OPS_CXXFLAGS`` is added to every compiler and linker call, e.g. for sanitizers.
 """
@@ -39,6 +40,12 @@ if X86_64:
     KERNELS['kernels_bf16.cpp'] = [*AVX512, '-mavx512bf16']
 OPERATORS = ('operators.cpp', 'dispatch.cpp')
 INTERFACE = 'interface.cpp'  # no torch in it either
+ONNXRUNTIME = '../onnxruntime/operators.cpp'  # nor in it
+FOR_TORCH, FOR_ONNXRUNTIME = 'mmvim_ops._cpp', 'mmvim_ops._onnxruntime'
+LIBRARIES = {
+    FOR_TORCH: (*OPERATORS, *KERNELS, INTERFACE),
+    FOR_ONNXRUNTIME: (ONNXRUNTIME, 'dispatch.cpp', *KERNELS),
+}
 COMMON = ['-O3', '-fPIC', '-g0', '-Wno-psabi', '-Wno-uninitialized', '-Wno-maybe-uninitialized']
 
 
@@ -55,17 +62,14 @@ def why_not() -> str | None:
 
 
 def extensions() -> list[Extension]:
-    """For ``setup(ext_modules=...)``: the library, or nothing where it cannot be compiled."""
+    """For ``setup(ext_modules=...)``: the libraries, or nothing where they cannot be compiled."""
     reason = why_not()
     if reason is not None:
         print(f'mmvim_ops: the compiled CPU kernels are left out: {reason}', file=sys.stderr)
         return []
     return [
-        Extension(
-            'mmvim_ops._cpp',
-            [source(name) for name in (*KERNELS, *OPERATORS, INTERFACE)],
-            optional=True,
-        )
+        Extension(name, [source(file) for file in files], optional=True)
+        for name, files in LIBRARIES.items()
     ]
 
 
@@ -75,40 +79,55 @@ def source(name: str) -> str:
 
 
 class BuildOps(build_ext):
-    """For ``setup(cmdclass=...)``: compiles the library and survives where that fails."""
+    """For ``setup(cmdclass=...)``: compiles the libraries and survives where that fails."""
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.compiled = {}  # object files: the libraries share some
 
     def get_ext_filename(self, fullname):
         return os.path.join(*fullname.split('.')) + '.so'  # no Python ABI in it
 
     def build_extension(self, ext):
         try:
-            self.compile_and_link(Path(self.get_ext_fullpath(ext.name)))
+            self.compile_and_link(ext.name, Path(self.get_ext_fullpath(ext.name)))
         except Exception as error:
-            print(f'mmvim_ops: the compiled CPU kernels are left out: {error}', file=sys.stderr)
+            print(f'mmvim_ops: {ext.name} is left out: {error}', file=sys.stderr)
 
-    def compile_and_link(self, target: Path):
+    def compile_and_link(self, name: str, target: Path):
         torch = find_torch()
         extra = shlex.split(os.environ.get('MMVIM_OPS_CXXFLAGS', ''))
-
-        def compile_file(name: str) -> str:
-            if name in KERNELS:
-                return self.compile_one(name, [], ['-std=c++17', *KERNELS[name], *extra])
-            if name == INTERFACE:
-                flags = ['-std=c++17', build_interface.cpp_flag(torch.version), *extra]
-                return self.compile_one(name, [], flags)
-            return self.compile_one(name, [torch.include], [*torch_flags(torch), *extra])
-
+        Path(self.build_temp).mkdir(parents=True, exist_ok=True)
+        build_interface.write_cpp_header(Path(self.build_temp))
+        missing = [file for file in LIBRARIES[name] if file not in self.compiled]
         with ThreadPoolExecutor(int(os.environ.get('MAX_JOBS') or os.cpu_count() or 1)) as pool:
-            objects = list(pool.map(compile_file, (*OPERATORS, *KERNELS, INTERFACE)))
+            objects = pool.map(lambda file: self.compile_file(file, torch, extra), missing)
+            self.compiled.update(zip(missing, objects, strict=True))
+        if name == FOR_TORCH:
+            libraries = ['torch_cpu', 'c10']
+            flags = [*openmp_library(torch.libraries), *extra]
+        else:
+            libraries, flags = [], extra
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
-            objects,
+            [self.compiled[file] for file in LIBRARIES[name]],
             str(target),
-            library_dirs=[torch.libraries],
-            libraries=['torch_cpu', 'c10'],
-            extra_postargs=[*openmp_library(torch.libraries), *extra],
+            library_dirs=[torch.libraries] if libraries else [],
+            libraries=libraries,
+            extra_postargs=flags,
             target_lang='c++',
         )
+
+    def compile_file(self, name: str, torch: Torch, extra: list[str]) -> str:
+        if name in KERNELS:
+            return self.compile_one(name, [], ['-std=c++17', *KERNELS[name], *extra])
+        if name == INTERFACE:
+            flags = ['-std=c++17', build_interface.cpp_flag(torch.version), *extra]
+            return self.compile_one(name, [], flags)
+        flags = [*torch_flags(torch), *extra]
+        if name == ONNXRUNTIME:
+            return self.compile_one(name, [], ['-fvisibility=hidden', *flags])
+        return self.compile_one(name, [torch.include, self.build_temp], flags)
 
     def compile_one(self, name: str, include: list[str], flags: list[str]) -> str:
         (output,) = self.compiler.compile(

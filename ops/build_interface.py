@@ -1,9 +1,9 @@
 """What the compiled libraries are told of the Python code that calls them.
 
-Each library carries a hash of the interface between both: the operators' schemas and torch's minor
-version for ``_cpp.so``, structures and functions for ``_cuda.so``. Python compares it before it
-loads a library. The files that know the interface are loaded by their paths, as torch need not be
-there to build.
+``_cpp.so`` defines its operators by the schemas in Python. Each library of operators for torch
+carries a hash of the interface between both: the schemas and torch's minor version for ``_cpp.so``,
+structures and functions for ``_cuda.so``. Python compares it before it loads a library. The files
+that know the interface are loaded by their paths, as torch need not be there to build.
 """
 
 import importlib.util
@@ -24,6 +24,11 @@ def _load(name: str) -> ModuleType:
 def cpp_flag(torch_version: str) -> str:
     """For the compiler of ``csrc/cpu/interface.cpp``."""
     return f'-DMMVIM_INTERFACE="{_load("schemas").library_interface(torch_version)}"'
+
+
+def write_cpp_header(folder: Path) -> None:
+    """Write ``mmvim_schemas.h``, which ``csrc/cpu/definitions.cpp`` includes."""
+    (folder / 'mmvim_schemas.h').write_text(_load('schemas').cpp_header(), encoding='utf-8')
 
 
 def write_cuda_header(folder: Path) -> None:

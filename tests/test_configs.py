@@ -13,7 +13,8 @@ CONFIGS = Path(__file__).parents[1] / 'configs'
 SEGMENTATION = sorted(
     p
     for p in CONFIGS.rglob('*.py')
-    if '_base_' not in p.parts and 'rcnn' not in p.stem and not p.match('*_in1k.py')
+    if '_base_' not in p.parts
+    and not any(word in p.stem for word in ('rcnn', '_in1k', 'imagenette'))
 )
 
 
@@ -66,6 +67,24 @@ def test_deit_differs_from_vim_in_the_backbone_only(name):
         assert vim.model[key] == deit.model[key]
     for key in ('optim_wrapper', 'param_scheduler', 'train_dataloader', 'train_cfg'):
         assert vim[key] == deit[key]
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'nano_upernet_1xb4-2k_camvid-192x256',
+        'tiny_upernet_1xb16-10k_camvid-360x480',
+        'nano_cascade-mask-rcnn_1xb2-2k_pennfudan-256',
+        'tiny_cascade-mask-rcnn_1xb8-6k_pennfudan-256',
+    ],
+)
+def test_sides_of_a_comparison_differ_in_the_backbone_only(name):
+    vim, deit = load(f'vim/vim-{name}.py'), load(f'deit/deit-{name}.py')
+    of_vim, of_deit = vim.model.pop('backbone'), deit.model.pop('backbone')
+    assert (of_vim.type, of_deit.type) == ('VisionMamba', 'DeiT')
+    for key in ('arch', 'img_size', 'patch_size'):
+        assert of_vim.get(key) == of_deit.get(key)
+    assert vim.pretty_text == deit.pretty_text
 
 
 def test_every_direction_has_a_segmenter_that_differs_in_nothing_else():

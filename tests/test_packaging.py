@@ -48,7 +48,7 @@ def test_an_unknown_stack_is_refused(monkeypatch):
         requirements(monkeypatch, MMVIM_STACK='mine')
 
 
-def test_the_source_distribution_builds_a_wheel_with_configs_and_tools(tmp_path):
+def test_the_source_distribution_builds_a_wheel_with_all_that_runs(tmp_path):
     leave_out = ('tests', 'docs', 'data', 'work_dirs', 'build', 'csrc', '*.egg-info', '*.so')
     wheel = build_wheel(build_sdist(ROOT, leave_out, tmp_path), tmp_path)
     assert wheel.name.endswith('-py3-none-any.whl')
@@ -57,8 +57,16 @@ def test_the_source_distribution_builds_a_wheel_with_configs_and_tools(tmp_path)
         for path in (ROOT / folder).rglob('*'):
             if path.suffix in ('.py', '.sh', '.yml'):
                 assert f'mmvim/.mim/{path.relative_to(ROOT)}' in names
+    for path in (ROOT / 'mmvim').rglob('*.py'):
+        assert str(path.relative_to(ROOT)) in names
     assert {'mmvim/.mim/model-index.yml', 'mmvim/py.typed', 'mmvim/__main__.py'} <= names
     assert not [name for name in names if name.startswith('mmvim_ops')]
+
+
+def test_extras_have_what_the_tools_ask_for(monkeypatch):
+    _, extras = requirements(monkeypatch)
+    assert {'onnx', 'onnxscript', 'onnxruntime'} <= set(extras['onnx'])
+    assert 'rasterio' in extras['geo']
 
 
 def test_metafiles_name_every_config():
@@ -77,7 +85,8 @@ def test_the_tools_run_from_anywhere(tmp_path):
         command = [sys.executable, '-m', 'mmvim', *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
-    assert run('train', '--help').stdout.startswith('usage: train.py')
+    for tool in ('train', 'predict', 'export'):
+        assert run(tool, '--help').stdout.startswith(f'usage: {tool}.py')
     assert 'TOOL is one of' in run('no-such-tool').stderr
     assert 'TOOL is one of' in run().stderr
 

@@ -1,12 +1,16 @@
-"""Small models with the demos' configs, and checkpoints of them as they are initialised."""
+"""Small models with the demos' configs, their checkpoints as initialised, and pictures."""
 
+import copy
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import mmvim  # noqa: F401  (registers the models)
+from mmvim.apis import load_model
+from mmvim.datasets.shapes import draw_scene
 
 ROOT = Path(__file__).parents[1]
 SEGMENTOR = """
@@ -42,3 +46,18 @@ def write_checkpoint(path: Path, config: Path, **meta) -> Path:
         torch.nn.init.normal_(model.decode_head.conv_seg.weight)
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, path)
     return path
+
+
+def build_segmentor(folder: Path, **model):
+    """The tiny segmentor with other settings, on the CPU."""
+    path = write_config(folder / 'config.py', SEGMENTOR)
+    config = Config.fromfile(path)
+    config.merge_from_dict(dict(model=copy.deepcopy(model)))  # it takes _delete_ out
+    config.dump(path)
+    return load_model(path, write_checkpoint(folder / 'weights.pth', path), device='cpu')
+
+
+def scene(height: int, width: int) -> np.ndarray:
+    """A picture (height, width, 3), RGB, of generated shapes."""
+    side = max(height, width)
+    return draw_scene(np.random.default_rng(0), side).image[:height, :width, ::-1].copy()

@@ -3,6 +3,7 @@
     python tools/benchmark.py                                   # tiny models, forward
     python tools/benchmark.py --mode train --sizes 224 512
     python tools/benchmark.py --part detector --sizes 1024
+    python tools/benchmark.py --isa avx512 avx2                 # the same on less of a processor
     python tools/benchmark.py --device cuda --dtype bf16 --run graph --batch-size 64
     python tools/benchmark.py --huge                            # up to 16384 x 16384, Vim only
 
@@ -12,6 +13,7 @@ spread. The peak memory is that of the
 first step, beyond what the model and the images take; on the CPU, only Linux tells it. A model that
 runs out of memory is reported as such and the others go on. DeiT is measured with torch's fused
 attention and with an explicit softmax, which stores the attention matrix, as the Vim paper did.
+--isa holds all that computes to an instruction set: mmvim_ops, torch, oneDNN and MKL.
 
 Writes benchmark.json, benchmark.md and benchmark.png to --out.
 """
@@ -30,10 +32,12 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElaps
 from rich.table import Table
 
 from mmvim.benchmark import report
+from mmvim.benchmark.instruction_sets import ENVIRONMENTS
 from mmvim.benchmark.subjects import DTYPES, MODEL_NAMES, PARTS, Subject
 from mmvim.benchmark.worker import Result, Worker
 from mmvim.utils.measure import PROC, PeakMemory, processor, read_bytes
 from mmvim_ops import available_backends
+from mmvim_ops.backends.cpp import library
 
 GIB = 2**30
 SIZES = [224, 512, 640, 738, 1024, 1248, 2048]
@@ -56,6 +60,7 @@ def parse_args() -> argparse.Namespace:
     add('--dtype', choices=DTYPES, default='fp32', help='bf16 and fp16 are autocast')
     runs = ['eager', 'compile', 'graph']
     add('--run', choices=runs, default='eager', help='torch.compile or a CUDA graph')
+    add('--isa', nargs='+', choices=ENVIRONMENTS, help='on the CPU: instruction sets to use')
     add('--threads', type=int, default=torch.get_num_threads(), help='on the CPU: %(default)s')
     add('--repeat', type=int, default=7, help='timed steps of each (default: %(default)s)')
     add('--warm-up', type=int, default=2, help='steps before them (default: %(default)s)')
@@ -85,6 +90,13 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             '--memory-limit and --batch-size max limit the memory of a process, which needs Linux; '
             f'this is {platform.system()}'
         )
+    if args.isa:
+        present = library.instruction_sets()
+        if args.device != 'cpu' or not set(args.isa) <= set(present):
+            parser.error(
+                f'--isa needs --device cpu and instruction sets that backend cpp has here: '
+                f'{", ".join(present) or "none"}; got {args.device} and {", ".join(args.isa)}'
+            )
     if args.run == 'graph' and (args.device != 'cuda' or args.part not in ('backbone', 'pyramid')):
         parser.error('--run graph needs --device cuda and --part backbone or pyramid')
     if args.batch_size != 'max' and not args.batch_size.isdigit():
@@ -111,8 +123,9 @@ def subjects_of(args: argparse.Namespace) -> list[list[Subject]]:
         [
             Subject(
                 *(model, args.part, size, args.mode, args.batch_size),
-                *(args.device, args.dtype, args.run),
+                *(args.device, args.dtype, args.run, isa),
             )
+            for isa in args.isa or ['']
             for model in args.models
         ]
         for size in sorted(set(args.sizes))
@@ -129,9 +142,9 @@ def memory_limit(args: argparse.Namespace) -> int | None:
     return read_bytes(path, 'MemAvailable') * 9 // 10
 
 
-def start_worker(args: argparse.Namespace) -> Worker:
+def start_worker(subject: Subject, args: argparse.Namespace) -> Worker:
     limit = memory_limit(args) if args.device == 'cpu' else None
-    return Worker(args.threads, limit, args.warm_up)
+    return Worker(args.threads, limit, args.warm_up, subject.isa)
 
 
 def measure(
@@ -145,10 +158,11 @@ def measure(
             are left at the end can be used again.
     """
     if args.device == 'cuda':  # its minutes are short: start at the same time, and once
-        workers[:] = [worker or start_worker(args) for worker in workers]
+        pairs = zip(workers, subjects, strict=True)
+        workers[:] = [worker or start_worker(subject, args) for worker, subject in pairs]
     for index, subject in enumerate(subjects):
         advance(f'{subject.model} at {subject.size}: first step', 0)
-        workers[index] = workers[index] or start_worker(args)
+        workers[index] = workers[index] or start_worker(subject, args)
         workers[index].prepare(subject)
     for turn in range(args.repeat):
         for worker in workers:
@@ -173,6 +187,8 @@ def machine(args: argparse.Namespace) -> dict:
         'machine': processor(args.device),
         'versions': f'torch {torch.__version__}, Python {platform.python_version()}',
         'backends of the scan': ', '.join(available_backends()),
+        'instruction sets': f'{", ".join(library.instruction_sets())}; used: '
+        f'{", ".join(args.isa or ["the best"])}',
     }
 
 
@@ -203,7 +219,7 @@ def main() -> None:
         def advance(text: str, steps: int) -> None:
             bar.update(task, description=text, advance=steps)
 
-        workers: list[Worker | None] = [None] * len(args.models)
+        workers: list[Worker | None] = [None] * len(groups[0])
         stopped = False
         try:
             for group in groups:

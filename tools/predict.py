@@ -46,8 +46,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--batch-size',
         type=int,
-        default=1,
-        help='pictures in one pass, where they have the same size (default: %(default)s)',
+        help='pictures in one pass, where they have the same size, or windows of --windows '
+        '(default: 1)',
     )
     parser.add_argument(
         '--score-thr',
@@ -70,13 +70,27 @@ def parse_args() -> argparse.Namespace:
         '--raster',
         action='store_true',
         help='segmentation: the inputs are GeoTIFFs of any size, predicted at their own resolution '
-        'and in bounded memory',
+        'and in bounded memory; the backbone sees all of a raster, unless there is --windows',
     )
     parser.add_argument(
         '--tile',
         type=int,
         metavar='PIXELS',
-        help=f'--raster: what the head sees at once (default: {TILE})',
+        help='--raster without --windows: what the head takes at once, for memory; it changes no '
+        f'label (default: {TILE})',
+    )
+    parser.add_argument(
+        '--windows',
+        type=int,
+        metavar='PIXELS',
+        help='--raster: the whole model sees windows of so many pixels a side, one independent of '
+        'the other, and their scores are blended; for any backbone and head',
+    )
+    parser.add_argument(
+        '--overlap',
+        type=int,
+        metavar='PIXELS',
+        help='--windows: by how much neighbours overlap at least (default: a quarter of a window)',
     )
     parser.add_argument(
         '--no-pictures',
@@ -97,12 +111,25 @@ def parse_args() -> argparse.Namespace:
         help='load a checkpoint that is more than weights; code in it will run',
     )
     args = parser.parse_args()
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         parser.error(f'--batch-size must be positive, got {args.batch_size}')
-    if args.tile is not None and (args.tile < 1 or not args.raster):
-        parser.error(f'--tile must be positive and needs --raster, got {args.tile}')
-    if args.raster and args.batch_size > 1:
-        parser.error('--raster predicts one file at a time: leave --batch-size out')
+    for name in ('tile', 'windows'):
+        value = getattr(args, name)
+        if value is not None and (value < 1 or not args.raster):
+            parser.error(f'--{name} must be positive and needs --raster, got {value}')
+    if args.windows is None:
+        if args.raster and args.batch_size is not None:
+            parser.error(
+                '--raster predicts one file at a time: leave --batch-size out, or give --windows'
+            )
+        if args.overlap is not None:
+            parser.error(f'--overlap needs --windows, got {args.overlap}')
+    elif args.tile is not None:
+        parser.error(
+            '--tile is for the head of a raster as a whole, --windows is the other way: give one'
+        )
+    elif args.overlap is not None and not 0 <= args.overlap < args.windows:
+        parser.error(f'--overlap must be from 0 to less than --windows, got {args.overlap}')
     if args.depth is not None and not 8 <= args.depth <= 16:
         parser.error(f'--depth must be from 8 to 16, got {args.depth}')
     if args.out_dir.exists() and not args.out_dir.is_dir():
@@ -125,8 +152,9 @@ class Run:
         self.notes: Counter[str] = Counter()
         self.done = 0
 
-    def predict_raster(self, source: Source, tile: int) -> None:
-        """Predict a GeoTIFF; one that cannot be is skipped."""
+    def predict_raster(self, source: Source, **ways) -> None:
+        """Predict a GeoTIFF, in one of the ways of `mmvim.apis.predict_raster`; one that cannot be
+        is skipped."""
 
         def show(items, what: str):
             return track(items, f'{source.path.name}: {what}', console=Console(stderr=True))
@@ -137,7 +165,9 @@ class Run:
             return
         target = self.results.place('labels', source, '.tif')
         try:
-            overview = predict_raster(self.model, source.path, target, self.depth, tile, show)
+            overview = predict_raster(
+                self.model, source.path, target, self.depth, track=show, **ways
+            )
         except PictureError as error:
             self.skipped.append(Skipped(source.path, str(error)))
             return
@@ -197,10 +227,11 @@ def main() -> None:
         with results:
             work = Run(args, model, results)
             if args.raster:
+                names = 'tile', 'windows', 'overlap', 'batch_size'
                 for source in sources:
-                    work.predict_raster(source, args.tile or TILE)
+                    work.predict_raster(source, **{name: getattr(args, name) for name in names})
             else:
-                size = args.batch_size
+                size = args.batch_size or 1
                 batches = [sources[k : k + size] for k in range(0, len(sources), size)]
                 for batch in track(batches, 'predicting', console=Console(stderr=True)):
                     work.predict(batch)

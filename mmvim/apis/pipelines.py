@@ -9,8 +9,10 @@ from mmengine.dataset import Compose
 
 from mmvim.utils.launch import UserError, type_name
 
-__all__ = ['build_pipeline', 'inner_datasets', 'pipeline_steps']
+__all__ = ['build_pipeline', 'inner_datasets', 'pipeline_steps', 'unknown_steps']
 
+# What a raster is predicted without, as it is predicted at its own size.
+PACKING = ('Resize', 'PackSegInputs')
 LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadDepthAnnotation')
 
 
@@ -45,6 +47,16 @@ def pipeline_steps(config: Config) -> list[dict | Callable]:
         )
     steps = [step for step in steps if type_name(step['type']) not in LABELS]
     return [_to_float32, *steps] if loader.get('to_float32') else steps
+
+
+def unknown_steps(config: Config) -> list[str]:
+    """Names of the steps that do more than load, resize and pack, which is all that rasters get.
+
+    Raises:
+        UserError: As :func:`pipeline_steps`.
+    """
+    steps = [type_name(step['type']) for step in pipeline_steps(config) if isinstance(step, dict)]
+    return [step for step in steps if step not in PACKING]
 
 
 def build_pipeline(config: Config) -> Compose:

@@ -17,7 +17,9 @@ from torch import nn
 from mmvim.utils.launch import UserError
 
 from .pictures import PictureError, to_rgb
-from .whole import TILE, Track, WholeSegmentor
+from .record import Record, Track
+from .whole import TILE, WholeSegmentor
+from .windows import WindowedSegmentor
 
 __all__ = ['RASTERS', 'Raster', 'predict_raster']
 
@@ -104,27 +106,41 @@ def predict_raster(
     source: str | Path,
     target: str | Path,
     depth: int | None = None,
-    tile: int = TILE,
+    tile: int | None = None,
     track: Track = lambda items, what: items,
+    *,
+    windows: int | None = None,
+    overlap: int | None = None,
+    batch_size: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict a GeoTIFF of any size at its own resolution, all of it in the backbone at once.
+    """Predict a GeoTIFF of any size at its own resolution: as a whole, or in windows.
+
+    As a whole, all of it is in the backbone at once. In windows, the model sees one of them at a
+    time, independent of the others, and their scores are blended where they overlap.
 
     ``Resize`` in the test pipeline is left out. What is predicted is what
     :func:`~mmvim.apis.predict` predicts for the same pixels, except for rounding; where a side is
-    no multiple of twice the patch's (with UperNet), its border is repeated up to one. Pixels
-    without data (nodata, masks, alpha of 0) are seen as they are stored, and written as nodata.
+    no multiple of twice the patch's (with UperNet), its border is repeated up to one. One window
+    that holds all of the raster gives it to the bit, whatever the sides. Pixels without data
+    (nodata, masks, alpha of 0) are seen as they are stored, and written as nodata.
 
     Args:
         model (nn.Module): From :func:`~mmvim.apis.load_model`: an ``EncoderDecoder`` of mmseg with
-            a ``VisionMamba`` and a head of convolutions, ``UPerHead`` or ``PSPHead``.
+            a ``VisionMamba`` and a head of convolutions, ``UPerHead`` or ``PSPHead``. For
+            ``windows`` any segmentor of mmseg.
         source (str | Path): A GeoTIFF or BigTIFF of uint8 or uint16, RGB or grey.
         target (str | Path): The GeoTIFF to write, with the source's CRS and transform, and a
             palette for up to 255 classes. In ``target`` with ``.parts`` behind its name are files
-            of the unfinished work, 4 bytes for each channel of each patch and map; a call that was
-            stopped goes on with them.
+            of the unfinished work (4 bytes for each channel of each patch and map, or 8 for each
+            class and pixel of one row of overlaps); a call that was stopped goes on with them.
         depth (int, optional): Bits that 16-bit samples really have; they need it.
-        tile (int): Side of what the head sees at once, in pixels.
+        tile (int, optional): As a whole: side of what the **head** takes at once, in pixels, which
+            changes memory and not labels. Default: 1024.
         track (Callable): Wraps sequences that take long, as ``rich.progress.track`` does.
+        windows (int, optional): Side of windows, in pixels. Default: as a whole.
+        overlap (int, optional): Pixels by which neighbours overlap at least. Default: a quarter of
+            ``windows``.
+        batch_size (int, optional): Windows in one pass. Default: 1.
 
     Returns:
         tuple[np.ndarray, np.ndarray]: An overview of at most 2048 pixels a side: the picture
@@ -132,7 +148,8 @@ def predict_raster(
 
     Raises:
         PictureError: The file is no GeoTIFF, or its samples are none of these.
-        UserError: The model cannot be taken apart like this, or rasterio is missing.
+        UserError: The model cannot be taken apart like this, rasterio is missing, or an argument
+            is of the other way.
     """
     if find_spec('rasterio') is None:
         raise UserError(
@@ -141,7 +158,7 @@ def predict_raster(
     import rasterio
     from rasterio.errors import RasterioError
 
-    segmentor = WholeSegmentor(model, tile)
+    segmentor = _segmentor(model, tile, windows, overlap, batch_size)
     meta = cast(dict, model.dataset_meta)
     source, target = Path(source), Path(target)
     if not source.is_file():
@@ -157,8 +174,13 @@ def predict_raster(
             raster = Raster(dataset, depth)
             labels = Labels(parts / 'labels', raster.size, len(meta['classes']))
             stat = source.stat()
-            parts.mkdir(parents=True, exist_ok=True)
             key = f'{source.resolve()} {stat.st_size} {stat.st_mtime_ns} {depth} {_weights(model)}'
+            record = Record(parts / 'work.json')
+            if record.read(key, windows, overlap) is None:
+                # Labels of other work must not stay among those of this.
+                shutil.rmtree(parts, ignore_errors=True)
+                parts.mkdir(parents=True)
+                record.write(key, windows, overlap, True)
             try:
                 segmentor(raster.size, raster.read, labels.write, parts, track, key)
                 labels.save(target, raster, meta['palette'], track)
@@ -173,6 +195,24 @@ def predict_raster(
     del labels  # the mapped file
     shutil.rmtree(parts)
     return picture, small
+
+
+def _segmentor(model, tile, windows, overlap, batch_size) -> WholeSegmentor | WindowedSegmentor:
+    """Arguments as of :func:`predict_raster`; those of the way that is not taken must be None."""
+    if windows is not None:
+        if tile is not None:
+            raise UserError(
+                'tile is what the head takes of a raster that the backbone sees as a whole, and '
+                f'has no meaning with windows, got tile={tile} and windows={windows}'
+            )
+        batch_size = 1 if batch_size is None else batch_size
+        return WindowedSegmentor(model, windows, overlap, batch_size)
+    if overlap is not None or batch_size is not None:
+        raise UserError(
+            f'overlap and batch_size need windows, got overlap={overlap} and '
+            f'batch_size={batch_size}'
+        )
+    return WholeSegmentor(model, TILE if tile is None else tile)
 
 
 class Labels:

@@ -7,8 +7,7 @@ over any. Its maps go into files. Neck and head then take them a tile at a time
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 
 from mmvim.models import VisionMamba
 from mmvim.models.sequence import resize_pos_embed, split_class_tokens
-from mmvim.utils.launch import UserError, type_name
+from mmvim.utils.launch import UserError
 from mmvim.utils.preprocessing import normalise
 
-from .pipelines import pipeline_steps
+from .pipelines import unknown_steps
+from .record import Record, Track
 from .tiled_head import TiledHead, Window
 
 __all__ = ['TILE', 'WholeSegmentor']
@@ -29,10 +29,6 @@ __all__ = ['TILE', 'WholeSegmentor']
 TILE = 1024
 # Rows of a strip are as many as make about so many tokens.
 STRIP = 2**15
-PACKING = ('Resize', 'PackSegInputs')
-
-#: A sequence to go through and what is done with it, to the same sequence; rich's ``track`` is one.
-Track = Callable[[Sequence, str], Iterable]
 
 
 class MapFiles:
@@ -70,30 +66,6 @@ class MapFiles:
                     file.readinto(values[row])
             maps.append(torch.from_numpy(values).permute(2, 0, 1).contiguous()[None])
         return maps
-
-
-class Record:
-    """What has been done so far, in a small file; of another picture or size it counts as nothing.
-
-    Args:
-        path (Path): The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self, *of):
-        """What was written last of this, or None."""
-        if not self.path.is_file():
-            return None
-        *found, value = json.loads(self.path.read_text())
-        return value if found == json.loads(json.dumps(of)) else None
-
-    def write(self, *content) -> None:
-        """Write what this is of and, last, the value."""
-        new = self.path.with_suffix('.new')
-        new.write_text(json.dumps(content))
-        new.replace(self.path)
 
 
 class WholeSegmentor:
@@ -278,7 +250,6 @@ def _check(model: nn.Module) -> None:
         )
     if model.align_corners:
         refuse('align_corners=True lines up maps with their borders, so that no tile fits another')
-    steps = [type_name(s['type']) for s in pipeline_steps(model.cfg) if isinstance(s, dict)]
-    others = [step for step in steps if step not in PACKING]
+    others = unknown_steps(model.cfg)
     if others:
         refuse(f'its test pipeline has {", ".join(others)}, which would not be done to a raster')

@@ -55,10 +55,14 @@ def rows(results: list[Result], baseline: list[Result] = ()) -> tuple[list[str],
     """Header and cells of the table; with a baseline also how many times its speed and memory."""
     earlier = {(r.subject, r.tokens): r for r in baseline}
     header = [*HEADER, *(['speed / baseline', 'memory / baseline'] if baseline else [])]
+    held = any(result.subject.isa for result in results)
+    if held:
+        header.insert(1, 'ISA')
     table = []
     for result in results:
         subject, speed = result.subject, images_per_second(result)
-        cells = [subject.model, subject.part, str(subject.size), number(result.tokens)]
+        cells = [subject.model, *([subject.isa] if held else [])]
+        cells += [subject.part, str(subject.size), number(result.tokens)]
         cells.append(str(subject.batch_size or 'max'))
         if speed is None:
             cells += [result.status, '', '']
@@ -101,11 +105,12 @@ def plot(path: Path, results: list[Result], title: str) -> None:
 
     figure, (speed, memory) = plt.subplots(1, 2, figsize=(11, 4.5), layout='constrained')
     results = [result for result in results if result.times]
-    models = list(dict.fromkeys(result.subject.model for result in results))
+    lines = list(dict.fromkeys((r.subject.model, r.subject.isa) for r in results))
     sizes = sorted({result.subject.size for result in results})
-    for model in models:
-        done = [r for r in results if r.subject.model == model]
-        style = dict(marker='o', linestyle='-' if model.startswith('vim') else '--', label=model)
+    for model, isa in lines:
+        done = [r for r in results if (r.subject.model, r.subject.isa) == (model, isa)]
+        line = '-' if model.startswith('vim') else '--'
+        style = dict(marker='o', linestyle=line, label=f'{model} {isa}'.rstrip())
         speed.plot([r.subject.size for r in done], [images_per_second(r) for r in done], **style)
         known = [r for r in done if r.memory]
         memory.plot([r.subject.size for r in known], [r.memory / MIB for r in known], **style)

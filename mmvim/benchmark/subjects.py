@@ -52,6 +52,8 @@ class Subject:
         dtype (str): ``'fp32'``, or ``'bf16'`` or ``'fp16'`` by autocast.
         run (str): ``'eager'``, ``'compile'`` (torch.compile) or ``'graph'`` (a CUDA graph of the
             whole step; of a backbone or a pyramid).
+        isa (str): Instruction set that a CPU is held to, a key of
+            ``instruction_sets.ENVIRONMENTS``; ``''``: the best of everything.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Subject:
     device: str = 'cpu'
     dtype: str = 'fp32'
     run: str = 'eager'
+    isa: str = ''
 
 
 def build_backbone(name: str, size: int) -> nn.Module:

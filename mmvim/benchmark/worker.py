@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 
 from ..utils.measure import PeakMemory
+from .instruction_sets import environment
 from .subjects import Step, Subject
 
 __all__ = ['Result', 'Worker']
@@ -150,17 +151,19 @@ class Worker:
         threads (int): Of torch.
         limit (int | None): Bytes of memory, not of a GPU, that the process may ask for.
         warm_up (int): Steps before the first timed one.
+        isa (str): Instruction set that the process is held to, or ``''``; its subjects' own.
     """
 
     result: Result  # of the subject that was prepared last
 
-    def __init__(self, threads: int, limit: int | None, warm_up: int) -> None:
+    def __init__(self, threads: int, limit: int | None, warm_up: int, isa: str = '') -> None:
         context = multiprocessing.get_context('spawn')
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
             target=serve, args=(theirs, threads, limit, warm_up), daemon=True
         )
-        self.process.start()
+        with environment(isa):
+            self.process.start()
         theirs.close()
 
     def _ask(self, what: Subject | str):

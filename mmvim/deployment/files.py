@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from mmvim.utils.errors import UserError
-from mmvim_ops import use_backend
+from mmvim_ops import onnxruntime_library, use_backend
 
 from .parts import Part
 
@@ -33,6 +33,7 @@ def export(
     shape: tuple[int, int],
     batch_size: int = 1,
     dynamic: bool = False,
+    custom_op: bool = False,
 ) -> None:
     """Write a part of a model to a file.
 
@@ -48,17 +49,23 @@ def export(
         dynamic (bool): Take any batch size, and heights and widths from 4 patches on (with
             ``'aoti'`` multiples of the patches' stride); ``shape`` and ``batch_size`` then say
             nothing.
+        custom_op (bool): With ``'onnx'``: the scans and convolutions as operators of
+            :func:`mmvim_ops.onnxruntime_library`, which ONNX Runtime then needs; faster.
 
     Raises:
-        ValueError: ``file_format`` is none of these.
+        ValueError: ``file_format`` is none of these, or has no custom operators.
         UserError: What it needs is missing, or the model does not trace.
     """
     if file_format not in FORMATS:
         raise ValueError(f'file_format must be one of {", ".join(FORMATS)}, got {file_format!r}')
+    if custom_op and file_format != 'onnx':
+        raise ValueError(f"custom_op is for file_format 'onnx', got {file_format!r}")
     if file_format == 'onnx':
         _need_onnx()
+        if custom_op:
+            _custom_op_library()
         # The operators of other backends have no translation.
-        part, backend = part.without_kernels(), use_backend('torch')
+        part, backend = part.of_operations(), use_backend('cpp' if custom_op else 'torch')
     else:
         backend = nullcontext()
     # Inductor of torch 2.13 cannot order strides that are products of rounded quotients.
@@ -66,7 +73,7 @@ def export(
     with torch.no_grad(), backend:
         program = _trace(part, shape, batch_size, dynamic, multiples)
         if file_format == 'onnx':
-            _write_onnx(program, part, Path(path))
+            _write_onnx(program, part, Path(path), custom_op)
         elif file_format == 'torch-export':
             torch.export.save(program, path)
         else:
@@ -112,8 +119,18 @@ def _need_onnx() -> None:
         raise UserError(f'--format onnx needs torch 2.6 or later, got {torch.__version__}')
 
 
-def _write_onnx(program: ExportedProgram, part: Part, path: Path) -> None:
-    from .onnx_scan import TRANSLATIONS
+def _custom_op_library() -> str:
+    try:
+        return onnxruntime_library()
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
+
+
+def _write_onnx(program: ExportedProgram, part: Part, path: Path, custom_op: bool) -> None:
+    if custom_op:
+        from .onnx_custom import TRANSLATIONS
+    else:
+        from .onnx_scan import TRANSLATIONS
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of torch's own code, about itself
@@ -136,14 +153,21 @@ def _compile(program: ExportedProgram, path: Path) -> None:
     package(program, package_path=str(path))
 
 
-def load(path: str | Path, file_format: str) -> Callable[[Tensor], tuple[Tensor, ...]]:
+def load(
+    path: str | Path, file_format: str, custom_op: bool = False
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """A function of pictures (B, 3, H, W) that runs an exported file; outputs as of the part.
 
+    Args:
+        path (str | Path): The file.
+        file_format (str): As it was exported.
+        custom_op (bool): As it was exported.
+
     Raises:
-        UserError: onnxruntime is needed and not installed.
+        UserError: onnxruntime or the library of custom operators is needed and not there.
     """
     if file_format == 'onnx':
-        return _load_onnx(str(path))
+        return _load_onnx(str(path), custom_op)
     if file_format == 'torch-export':
         run = torch.export.load(path).module()
     else:
@@ -156,13 +180,15 @@ def load(path: str | Path, file_format: str) -> Callable[[Tensor], tuple[Tensor,
     return call
 
 
-def _load_onnx(path: str) -> Callable[[Tensor], tuple[Tensor, ...]]:
+def _load_onnx(path: str, custom_op: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:
     if find_spec('onnxruntime') is None:
         raise UserError('running an ONNX file needs onnxruntime: pip install onnxruntime')
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    if custom_op:
+        options.register_custom_ops_library(_custom_op_library())
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
     def call(images: Tensor) -> tuple[Tensor, ...]:

@@ -44,12 +44,12 @@ class Part(nn.Module):
         step = getattr(getattr(self.model.backbone, 'patch_embed', None), 'stride', (32, 32))
         return max(step)
 
-    def without_kernels(self) -> Part:
-        """A copy whose scans do not insist on a backend."""
+    def of_operations(self) -> Part:
+        """A copy whose mixers are made of single operations, and do not insist on a backend."""
         part = copy.deepcopy(self)
         for module in part.modules():
             if isinstance(module, MambaMixer):
-                module.backend = None
+                module.backend, module.recompute = None, 'none'
         return part
 
 

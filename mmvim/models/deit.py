@@ -82,8 +82,9 @@ class DeiT(PlainBackbone):
     carry the names of the official checkpoints.
 
     Args:
-        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, or a dict with ``embed_dims``,
-            ``depth`` and ``num_heads`` and optionally ``mlp_ratio`` (4).
+        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'`` are DeiT's; ``'nano'`` (about a
+            million parameters, as Vim's) is this project's own, for trainings on a CPU. Or a dict
+            with ``embed_dims``, ``depth`` and ``num_heads`` and optionally ``mlp_ratio`` (4).
         img_size (int | tuple[int, int]): Size (H, W) whose grid the position embedding is stored
             for.
         patch_size (int | tuple[int, int]): Sides of a patch in pixels.
@@ -122,6 +123,7 @@ class DeiT(PlainBackbone):
     """
 
     arch_zoo = {
+        'nano': dict(embed_dims=96, depth=9, num_heads=3),
         'tiny': dict(embed_dims=192, depth=12, num_heads=3),
         'small': dict(embed_dims=384, depth=12, num_heads=6),
         'base': dict(embed_dims=768, depth=12, num_heads=12),

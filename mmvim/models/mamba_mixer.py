@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.modules import module as nn_module
 
 from mmvim_ops import MixerDirection, causal_conv1d, mamba_mixer, selective_scan
@@ -240,16 +241,27 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+# A parameter as it is, and as torch.export sees it: a tensor without data.
+PLAIN = nn.Parameter, FakeTensor
+
+
+def original_class(module: nn.Module) -> type:
+    """Its class, from which torch.export may derive one of its own for a proxy."""
+    classes = type(module).__mro__
+    proxies = [c.__module__ == 'torch.fx.experimental.proxy_tensor' for c in classes]
+    return classes[len(classes) - proxies[::-1].index(True)] if any(proxies) else classes[0]
+
+
 def is_plain(module: nn.Module, *classes: type) -> bool:
     """Whether a call of ``module`` does nothing but what one of ``classes`` does with its weights.
 
     Adapters and quantisation replace a layer, parametrisations its class. Pruning and weight norm
     add hooks, sharding makes its parameters another kind of tensor.
     """
-    if type(module) not in classes:
+    if type(module) not in classes and original_class(module) not in classes:
         return False
     for parameter in module._parameters.values():
-        if parameter is not None and type(parameter) is not nn.Parameter:
+        if parameter is not None and type(parameter) not in PLAIN:
             return False
     return (
         'forward' not in module.__dict__

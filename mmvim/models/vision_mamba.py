@@ -75,8 +75,10 @@ class VisionMamba(PlainBackbone):
     grid, and ``remainder`` says what happens to sides that the patches do not cover exactly.
 
     Args:
-        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, or a dict with ``embed_dims`` and
-            ``depth`` and optionally ``d_state`` (16), ``d_conv`` (4), ``expand`` (2).
+        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'`` are the paper's; ``'nano'`` (about a
+            million parameters) is this project's own, for trainings on a CPU. Or a dict with
+            ``embed_dims`` and ``depth`` and optionally ``d_state`` (16), ``d_conv`` (4),
+            ``expand`` (2).
         img_size (int | tuple[int, int]): Size (H, W) whose grid the position embedding is stored
             for.
         patch_size (int | tuple[int, int]): Sides of a patch in pixels.
@@ -132,6 +134,7 @@ class VisionMamba(PlainBackbone):
     """
 
     arch_zoo = {
+        'nano': dict(embed_dims=96, depth=12),
         'tiny': dict(embed_dims=192, depth=24),
         'small': dict(embed_dims=384, depth=24),
         'base': dict(embed_dims=768, depth=24),

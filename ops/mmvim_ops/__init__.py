@@ -15,6 +15,7 @@ from .interface import (
 )
 from .linear import linear
 from .mamba_mixer import MixerDirection, mamba_mixer
+from .onnxruntime import onnxruntime_library
 
 __all__ = [
     'Direction',
@@ -24,6 +25,7 @@ __all__ = [
     'causal_conv1d',
     'linear',
     'mamba_mixer',
+    'onnxruntime_library',
     'scan_block_',
     'scan_segment_',
     'selective_scan',

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmvim import DeiT
+from mmvim import DeiT, VisionMamba
 
 SMALL = dict(embed_dims=24, depth=4, num_heads=3)
 WINDOWED = dict(cls_token=None, window_size=2)
@@ -23,6 +23,11 @@ def test_sizes_are_those_of_the_official_models():
         ('base', 768, 86_567_656),
     ):
         assert count(DeiT(name)) + count(torch.nn.Linear(width, 1000)) == expected
+
+
+def test_nano_is_as_large_as_vims():
+    ours, vims = (count(kind('nano', cls_token=None)) for kind in (DeiT, VisionMamba))
+    assert (ours, vims) == (1_099_392, 1_066_176)
 
 
 def test_equals_the_vision_transformer_of_mmseg():

@@ -4,10 +4,10 @@ import importlib.util
 
 import numpy as np
 import pytest
-from tiny_models import SEGMENTOR, write_checkpoint, write_config
+from tiny_models import SEGMENTOR, scene, write_checkpoint, write_config
 
 from mmvim.apis import PictureError, load_model, predict, predict_raster
-from mmvim.datasets.shapes import CLASSES, draw_scene
+from mmvim.datasets.shapes import CLASSES
 from mmvim.utils.launch import UserError
 
 if importlib.util.find_spec('rasterio') is None:
@@ -17,11 +17,6 @@ import rasterio
 from rasterio.transform import from_origin
 
 PLACE = dict(crs='EPSG:32633', transform=from_origin(500_000, 5_000_000, 0.5, 0.5))
-
-
-def scene(height: int, width: int) -> np.ndarray:
-    side = max(height, width)
-    return draw_scene(np.random.default_rng(0), side).image[:height, :width, ::-1].copy()
 
 
 def write_raster(path, bands: np.ndarray, **profile):
@@ -138,6 +133,59 @@ def test_a_stopped_raster_goes_on(model, tmp_path, monkeypatch):
     assert 'backbone' not in seen and seen.count('labels') == 2
     with rasterio.open(target) as file:
         assert differing(file.read(1), model, picture) < 1e-3
+
+
+def test_windows_and_the_whole_leave_each_other_nothing(model, tmp_path):
+    picture = scene(64, 160)
+    source = write_raster(tmp_path / 'in.tif', picture.transpose(2, 0, 1), photometric='rgb')
+    windows = dict(windows=64, overlap=24, batch_size=2)
+    predict_raster(model, source, tmp_path / 'expected.tif', **windows)
+    target = tmp_path / 'out.tif'
+
+    def stopping(items, what):
+        for k, item in enumerate(items):
+            if what == 'labels' and k == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(model, source, target, tile=64, track=stopping)
+    assert (tmp_path / 'out.tif.parts' / 'maps.json').exists()
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(
+            model, source, target, track=lambda items, what: stopping(items, 'labels'), **windows
+        )
+    assert not (tmp_path / 'out.tif.parts' / 'maps.json').exists()
+    predict_raster(model, source, target, **windows)
+    with rasterio.open(tmp_path / 'expected.tif') as expected, rasterio.open(target) as file:
+        assert (file.read(1) == expected.read(1)).all()
+        assert file.transform == PLACE['transform'] and file.colormap(1) == expected.colormap(1)
+        assert differing(file.read(1), model, picture) > 0.01  # windows do not see the whole
+
+
+def test_windows_leave_pixels_without_data(model, tmp_path):
+    bands = scene(64, 96).transpose(2, 0, 1).copy()
+    bands[:, :20, :30] = 7
+    source = write_raster(tmp_path / 'in.tif', bands, photometric='rgb', nodata=7)
+    predict_raster(model, source, tmp_path / 'out.tif', windows=48)
+    with rasterio.open(tmp_path / 'out.tif') as file:
+        assert ((file.read(1) == 255) == (bands == 7).all(0)).all()
+
+
+@pytest.mark.parametrize(
+    'arguments, reason',
+    [
+        (dict(windows=64, tile=64), 'tile is what the head takes'),
+        (dict(overlap=16), 'overlap and batch_size need windows'),
+        (dict(batch_size=2), 'overlap and batch_size need windows'),
+        (dict(windows=64, overlap=64), r'less than their side \(64\), got 64'),
+        (dict(windows=0), 'must be positive, got 0 and 1'),
+        (dict(windows=64, batch_size=0), 'must be positive, got 64 and 0'),
+    ],
+)
+def test_arguments_of_the_other_way_are_refused(model, tmp_path, arguments, reason):
+    with pytest.raises(UserError, match=reason):
+        predict_raster(model, tmp_path / 'in.tif', tmp_path / 'out.tif', **arguments)
 
 
 def test_without_rasterio_its_extra_is_named(model, tmp_path, monkeypatch):

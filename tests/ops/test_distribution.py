@@ -32,7 +32,7 @@ def test_the_op_installs_alone_and_needs_torch_only(monkeypatch):
     assert distribution.install_requires == ['torch>=2.4']
     assert distribution.get_version() == version.__version__
     for extension in distribution.ext_modules:
-        assert extension.name in ('mmvim_ops._cpp', 'mmvim_ops._cuda')
+        assert extension.name in ('mmvim_ops._cpp', 'mmvim_ops._onnxruntime', 'mmvim_ops._cuda')
         assert all(Path(source).exists() for source in extension.sources)
 
 
@@ -50,7 +50,8 @@ def test_the_source_distribution_builds_a_wheel_for_any_python(sdist, tmp_path, 
     wheel = build_wheel(sdist, tmp_path)
     assert '-py3-none-' in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
-    assert 'mmvim_ops/_cpp.so' in names and 'mmvim_ops/py.typed' in names
+    expected = {'_cpp.so', '_onnxruntime.so', 'py.typed', 'onnxruntime.py'}
+    assert {f'mmvim_ops/{name}' for name in expected} <= set(names)
     assert not [name for name in names if name.startswith(('build', 'csrc'))]
 
 

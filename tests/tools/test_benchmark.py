@@ -2,17 +2,21 @@
 
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from command_line import ROOT, passed, refused, tool
+from command_line import ROOT, passed, tool
 
 from mmvim.benchmark import report
+from mmvim.benchmark.instruction_sets import ENVIRONMENTS, environment
 from mmvim.benchmark.subjects import MODEL_NAMES, Subject
 from mmvim.benchmark.worker import OUT_OF_MEMORY, Result, Worker, prepare
+from mmvim_ops.backends.cpp.library import instruction_sets
 
 
 def results():
@@ -88,6 +92,43 @@ class FakeWorker:
 
     def close(self):
         self.closed = True
+
+
+def test_each_instruction_set_is_a_row_of_its_own():
+    some = results()[0]
+    held = [replace(some, subject=replace(some.subject, isa=isa)) for isa in ('avx512', 'avx2')]
+    header, table = report.rows(held, [some, replace(held[1], times=[0.4])])
+    cells = [dict(zip(header, row, strict=True)) for row in table]
+    assert [row['ISA'] for row in cells] == ['avx512', 'avx2']
+    assert [row['speed / baseline'] for row in cells] == ['', '2.00']
+
+
+def test_everything_in_a_process_is_held_to_the_instruction_set(monkeypatch):
+    monkeypatch.setenv('MMVIM_OPS_ISA', 'mine')
+    names = set().union(*ENVIRONMENTS.values()) - {'MMVIM_OPS_ISA'}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    with environment('avx2'):
+        assert os.environ['MMVIM_OPS_ISA'] == os.environ['ATEN_CPU_CAPABILITY'] == 'avx2'
+        assert names <= set(os.environ)
+    assert os.environ['MMVIM_OPS_ISA'] == 'mine'
+    assert not names & set(os.environ)
+    with environment(''):
+        assert os.environ['MMVIM_OPS_ISA'] == 'mine'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif('portable' not in instruction_sets(), reason='the cpp backend is missing')
+def test_a_worker_computes_by_the_instruction_set():
+    worker = Worker(threads=1, limit=None, warm_up=1, isa='portable')
+    try:
+        worker.prepare(Subject('vim-tiny', 'backbone', 32, isa='portable'))
+        assert worker.result.status == 'ok'
+        environ = Path(f'/proc/{worker.process.pid}/environ')
+        if environ.exists():  # Linux
+            assert b'MMVIM_OPS_ISA=portable' in environ.read_bytes().split(b'\0')
+    finally:
+        worker.close()
 
 
 @pytest.mark.parametrize(('device', 'started'), [('cuda', 3), ('cpu', 6)])
@@ -180,8 +221,12 @@ def test_out_of_memory_is_a_result(tmp_path):
         (['--run', 'graph', '--device', 'cpu'], '--run graph needs --device cuda'),
         (['--batch-size', 'many'], "--batch-size must be a number or 'max'"),
         (['--sizes', '8'], '--sizes must be at least one patch'),
+        (['--isa', 'avx512', '--device', 'cuda'], '--device cuda'),
         (['--baseline', 'missing.json'], '--baseline'),
     ],
 )
-def test_bad_arguments(given, message, tmp_path):
-    assert message in refused(tool('benchmark.py', *given, '--out', tmp_path))
+def test_bad_arguments(given, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *given])
+    with pytest.raises(SystemExit):
+        benchmark().parse_args()
+    assert message in capsys.readouterr().err

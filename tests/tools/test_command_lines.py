@@ -77,6 +77,7 @@ def test_resume_goes_on_where_training_stopped(data, trained, tmp_path):
     assert resumed['param_schedulers'][0]['last_step'] == 4
 
 
+@pytest.mark.slow
 def test_resume_from_a_named_checkpoint_without_validation(data, trained, tmp_path):
     settings = options(data, train_cfg__max_iters=3)
     named = ['--resume', trained / 'iter_2.pth', '--no-validate']
@@ -117,6 +118,7 @@ def test_unsafe_and_broken_checkpoints_are_refused(data, trained, tmp_path):
     assert 'cut.pth cannot be read' in message and '5000 bytes' in message
 
 
+@pytest.mark.slow
 def test_a_trusted_checkpoint_may_be_more_than_weights(data, trained, tmp_path):
     content = torch.load(trained / 'iter_4.pth', weights_only=True)
     path = tmp_path / 'with_path.pth'
@@ -144,6 +146,7 @@ def test_what_is_missing_is_named(data, tmp_path):
     assert 'mmpretrain, which is not' in refused(tool('train.py', tmp_path / 'inherits.py', *here))
 
 
+@pytest.mark.slow
 def test_official_weights_are_loaded_or_refused_with_the_reason(data, tmp_path):
     weights = VisionMamba(dict(embed_dims=32, depth=4), img_size=224).state_dict()
     small = {key: value for key, value in weights.items() if 'patch_embed' not in key}
@@ -173,6 +176,7 @@ def test_training_stops_when_its_numbers_are_no_numbers(data, tmp_path):
         assert all(weight.isfinite().all() for weight in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('dtype', 'kind'), [((), 'bfloat16'), (('float16',), 'float16')])
 def test_mixed_precision_trains_on_this_machine_too(data, tmp_path, dtype, kind):
     settings = options(data, train_cfg__max_iters=3, optim_wrapper__loss_scale__init_scale=256.0)
@@ -196,6 +200,7 @@ test_evaluator = [
 """
 
 
+@pytest.mark.slow
 def test_evaluators_in_a_list_and_predictions_in_a_file(data, trained, tmp_path):
     config = tmp_path / 'my configs' / 'two metrics.py'
     config.parent.mkdir()
@@ -260,6 +265,7 @@ optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=1e-3))
 """
 
 
+@pytest.mark.slow
 def test_a_pure_python_config_trains_in_mixed_precision(data, tmp_path):
     config = tmp_path / 'pure python.py'
     config.write_text(PURE_PYTHON.format(root=str(data)))
@@ -271,6 +277,7 @@ def test_a_pure_python_config_trains_in_mixed_precision(data, tmp_path):
     assert 'decode_head.num_classes=150' in message and 'ShapesDataset' in message
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_is_explained(data, tmp_path):
     settings = options(data, train_dataloader__batch_size=1)
     message = refused(tool('train.py', DEMO, '--work-dir', tmp_path, *settings))

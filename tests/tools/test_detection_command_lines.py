@@ -74,6 +74,7 @@ def test_training_logs_every_loss_validates_and_saves(trained):
         assert 0 <= scalars(trained, f'coco/{kind}_mAP')[0] <= 1
 
 
+@pytest.mark.slow
 def test_resume_goes_on_where_training_stopped(data, trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     (tmp_path / 'iter_4.pth').unlink()

@@ -1,10 +1,12 @@
-"""``tools/deployment/export.py``, called from a folder of the user's."""
+"""``tools/export.py``, called from a folder of the user's."""
 
 import pytest
 from command_line import passed, refused, tool
 from tiny_models import SEGMENTOR, write_checkpoint, write_config
 
-TOOL = 'deployment/export.py'
+from mmvim_ops.onnxruntime import LIBRARY
+
+TOOL = 'export.py'
 
 
 @pytest.fixture(scope='module')
@@ -34,14 +36,25 @@ def test_onnx_is_written_and_verified(folder):
     assert '3 x 3 x 64 x 64: labels: 0.000% differ' in output
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBRARY.exists(), reason='the library for ONNX Runtime is not compiled')
+def test_custom_operators_are_written_and_verified(folder):
+    for package in ('onnxscript', 'onnxruntime'):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install '.[onnx]'")
+    arguments = ['own.onnx', '--format', 'onnx', '--custom-op', '--shape', 64, '--verify']
+    output = passed(tool(TOOL, 'seg.py', 'seg.pth', *arguments, cwd=folder))
+    assert 'wrote own.onnx' in output and '1 x 3 x 64 x 64: labels: 0.000% differ' in output
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (['--format', 'coreml'], '--format: invalid choice'),
         (['--format', 'onnx', '--shape', 1, 2, 3], '--shape takes one or two positive numbers'),
         (['--format', 'onnx', '--batch-size', 0], '--batch-size must be positive, got 0'),
-        (['--format', 'aoti', '--out', 'x.onnx'], '--out must end in .pt2 for aoti'),
-        (['--format', 'aoti', '--out', 'gone/x.pt2'], '--out must be a file in a folder that is'),
+        (['--format', 'aoti', '--custom-op'], '--custom-op is for --format onnx, got aoti'),
+        (['x.onnx', '--format', 'aoti'], 'OUT must end in .pt2 for aoti'),
+        (['gone/x.pt2', '--format', 'aoti'], 'OUT must be a file in a folder that is'),
     ],
 )
 def test_what_is_refused(arguments, message, folder):

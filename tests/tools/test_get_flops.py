@@ -42,6 +42,7 @@ def test_a_segmentor_by_parts():
     assert parts['backbone'][1] == pytest.approx(expected / 1e9, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_detector_is_counted_at_the_proposals_and_detections_it_may_have():
     def heads(proposals, detections):
         limits = {'rpn': proposals, 'rcnn': detections}

@@ -1,13 +1,11 @@
 """``tools/predict.py`` on folders of real files, called from a folder of the user's."""
 
 import csv
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ROOT, passed, tool
+from command_line import passed, tool
 from PIL import Image
 from tiny_models import DETECTOR, SEGMENTOR, write_checkpoint, write_config
 
@@ -21,22 +19,6 @@ def scene(height: int, width: int, seed: int) -> np.ndarray:
 
 def rows(path: Path) -> list[dict]:
     return list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path, guard):
-    """Calls the tool in this process and in an empty folder; returns what it prints."""
-    spec = importlib.util.spec_from_file_location('predict_tool', ROOT / 'tools' / 'predict.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments) -> str:
-        monkeypatch.setattr(sys, 'argv', ['predict.py', *map(str, arguments)])
-        module.run(module.main)
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.fixture(scope='module')
@@ -144,13 +126,19 @@ def test_nothing_predicted_is_an_error(photos, segmentor, command, tmp_path, cap
 def test_options_that_make_no_sense_are_refused(photos, segmentor, command, capsys):
     with pytest.raises(SystemExit, match='--score-thr is for detection'):
         command(*segmentor, photos, '--score-thr', 0.5)
-    for option, value, message in (
-        ('--depth', 20, '--depth must be from 8 to 16, got 20'),
-        ('--opacity', 1.5, '--opacity must be from 0 to 1, got 1.5'),
-        ('--batch-size', 0, '--batch-size must be positive, got 0'),
+    for options, message in (
+        ('--depth 20', '--depth must be from 8 to 16, got 20'),
+        ('--opacity 1.5', '--opacity must be from 0 to 1, got 1.5'),
+        ('--batch-size 0', '--batch-size must be positive, got 0'),
+        ('--windows 64', '--windows must be positive and needs --raster, got 64'),
+        ('--raster --windows 0', '--windows must be positive and needs --raster, got 0'),
+        ('--raster --batch-size 2', 'leave --batch-size out, or give --windows'),
+        ('--raster --overlap 8', '--overlap needs --windows, got 8'),
+        ('--raster --windows 8 --overlap 8', 'from 0 to less than --windows, got 8'),
+        ('--raster --windows 8 --tile 8', '--windows is the other way'),
     ):
         with pytest.raises(SystemExit):
-            command(*segmentor, photos, option, value)
+            command(*segmentor, photos, *options.split())
         assert message in capsys.readouterr().err
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from command_line import passed, tool
 from PIL import Image
-from tiny_models import SEGMENTOR, write_checkpoint, write_config
+from tiny_models import SEGMENTOR, scene, write_checkpoint, write_config
 
-from mmvim.apis import load_model, predict
+from mmvim.apis import load_model, predict, predict_raster
 from mmvim.datasets.shapes import CLASSES, PALETTE, draw_scene
 
 if importlib.util.find_spec('rasterio') is None:
@@ -47,3 +47,22 @@ def test_the_command_writes_label_maps_with_their_place(tmp_path):
     with open(tmp_path / 'out/labels.csv', newline='') as file:
         assert [row['class'] for row in csv.DictReader(file)] == list(CLASSES)
     assert not list((tmp_path / 'out/labels').glob('*.parts'))
+
+
+def test_windows_are_predicted_as_by_the_function(tmp_path, command):
+    config = write_config(tmp_path / 'config.py', SEGMENTOR)
+    files = config, write_checkpoint(tmp_path / 'weights.pth', config)
+    source, expected = tmp_path / 'field.tif', tmp_path / 'expected.tif'
+    profile = dict(driver='GTiff', count=3, height=90, width=140, dtype='uint8', **PLACE)
+    with rasterio.open(source, 'w', photometric='rgb', **profile) as file:
+        file.write(scene(90, 140).transpose(2, 0, 1))
+    options = '--raster --windows 64 --overlap 16 --batch-size 2 --device cpu --no-pictures'
+    assert 'predicted 1' in command(*files, source, *options.split())
+    model = load_model(*files, device='cpu')
+    predict_raster(model, source, expected, windows=64, overlap=16, batch_size=2)
+    with (
+        rasterio.open(tmp_path / 'predictions/labels/field.tif') as file,
+        rasterio.open(expected) as other,
+    ):
+        assert file.transform == PLACE['transform']
+        assert (file.read(1) == other.read(1)).mean() > 0.999

@@ -1,5 +1,6 @@
 import re
 
+import pytest
 from command_line import passed, refused, tool
 
 SEGMENTATION = 'configs/vim/vim-demo_upernet_shapes-128x128.py'
@@ -13,6 +14,7 @@ def measured(*arguments) -> tuple[int, float, str]:
     return int(peak), float(seconds), output
 
 
+@pytest.mark.slow
 def test_a_training_step_takes_more_than_a_test_step():
     small = ['--size', 64, '--batch-size', 2]
     training = measured(DETECTION, *small)

@@ -7,23 +7,18 @@ order.
 
 import argparse
 import json
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from mmengine.config import Config
 
-import mmvim
+from mmvim.comparison.runs import about, call, read_result, scalars, write_result
 from mmvim.datasets.shapes import CLASSES, write_ade20k
 from mmvim.models.directions import DIRECTIONS
+from mmvim.utils.launch import UserError, run
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/vim/vim-demo_linear_paired-shapes-96x96.py'
@@ -57,30 +52,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_result(work_dir: Path) -> dict | None:
-    """What :func:`train` left in the work dir of a run; None if it did not finish."""
-    try:
-        return json.loads((work_dir / 'result.json').read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def train(work_dir: Path, options: list[str]) -> dict:
-    """Train in ``work_dir``, from its last checkpoint if there is one; metrics and seconds."""
+    """Train in ``work_dir``, from its last checkpoint if there is one."""
+    work_dir.mkdir(parents=True, exist_ok=True)
     command = ['tools/train.py', CONFIG, '--work-dir', str(work_dir), '--resume']
-    command += ['--cfg-options', *options]
-    print(f'\npython {shlex.join(command)}', flush=True)
-    with (work_dir / 'train.log').open('a') as log:
-        code = subprocess.call([sys.executable, *command], cwd=ROOT, stdout=log, stderr=log)
-    if code:
-        sys.exit(f'ablate_directions: exit code {code}; see the end of {log.name}')
-    scalars = max(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
-    metrics = [line for line in map(json.loads, scalars) if 'mIoU' in line][-1]
-    result = dict(options=options, mIoU=metrics['mIoU'], aAcc=metrics['aAcc'])
-    partial = work_dir / 'result.json.partial'
-    partial.write_text(json.dumps(result) + '\n')
-    partial.replace(work_dir / 'result.json')
-    return result
+    call([*command, '--cfg-options', *options], work_dir / 'train.log', ROOT)
+    metrics = {key: list(scalars(work_dir, key).values())[-1] for key in ('mIoU', 'aAcc')}
+    return write_result(work_dir, options, **metrics)
 
 
 def colour_alone(data: Path, bins: int = 32, blur: float = 1.5) -> float:
@@ -130,7 +108,7 @@ def main() -> None:
     try:
         write_ade20k(data, train=args.train, val=args.val, size=size, palette='paired')
     except (ValueError, OSError) as error:
-        sys.exit(f'ablate_directions: {error}')
+        raise UserError(str(error)) from None
     common = [f'{name}_dataloader.dataset.data_root={data}' for name in ('train', 'val', 'test')]
     common += args.cfg_options
 
@@ -140,15 +118,9 @@ def main() -> None:
     for seed, direction in ((s, d) for s in args.seeds for d in args.directions):
         run_dir = work_dir / f'{direction}_seed{seed}'
         options = [f'model.backbone.directions={direction}', f'randomness.seed={seed}', *common]
-        result = read_result(run_dir)
-        if result is not None and result['options'] != options:
-            sys.exit(
-                f'ablate_directions: {run_dir} was trained with {shlex.join(result["options"])}: '
-                'choose another --work-dir'
-            )
+        result = read_result(run_dir, options)
         if result is None and left:
             left -= 1
-            run_dir.mkdir(parents=True, exist_ok=True)
             result = train(run_dir, options)
             print(f'mIoU {result["mIoU"]:.1f}', flush=True)
         if result is not None:
@@ -156,21 +128,13 @@ def main() -> None:
 
     colour = colour_alone(data)
     markdown = table(results, args.seeds, colour)
-    about = dict(
-        mmvim=mmvim.__version__,
-        torch=torch.__version__,
-        python=platform.python_version(),
-        threads=torch.get_num_threads(),
-        date=date.today().isoformat(),
-    )
     work_dir.mkdir(parents=True, exist_ok=True)
     (work_dir / 'table.md').write_text(markdown)
-    (work_dir / 'results.json').write_text(
-        json.dumps(dict(config=CONFIG, **about, colour_alone=colour, runs=results), indent=2) + '\n'
-    )
+    content = dict(config=CONFIG, **about(), colour_alone=colour, runs=results)
+    (work_dir / 'results.json').write_text(json.dumps(content, indent=2) + '\n')
     done = sum(map(len, results.values()))
     print(f'\n{markdown}\n{done} of {len(args.seeds) * len(args.directions)} runs; {work_dir}')
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -12,7 +12,7 @@ ConvArgs<T> conv_args(const Tensor& x, const Tensor& weight, const Tensor& bias,
   args.batch = x.size(0), args.channels = x.size(1), args.length = x.size(2);
   args.width = weight.size(1);
   int64_t lanes = kernels<T>().lanes;
-  args.splits = splits(args.batch, (args.channels + lanes - 1) / lanes);
+  args.splits = splits(args.batch, (args.channels + lanes - 1) / lanes, at::get_num_threads());
   args.x = sequence<const T>(x, reverse);
   args.weight = data<const T>(weight), args.bias = data<const T>(bias);
   args.silu = silu;

@@ -29,7 +29,7 @@ ProductArgs<T> product_args(const Tensor& x, const Tensor& weight, const Tensor&
   args.y = data<T>(y), args.y_row = y.stride(0);
   // as many chunks as give all threads the same to do
   int64_t panels = kernels<T>().product_panels(args.out);
-  args.chunks = splits(panels, std::max<int64_t>(args.rows / 16, 1));
+  args.chunks = splits(panels, std::max<int64_t>(args.rows / 16, 1), at::get_num_threads());
   args.chunks = std::max(args.chunks, (args.rows + kRowsTogether - 1) / kRowsTogether);
   return args;
 }

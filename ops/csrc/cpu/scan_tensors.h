@@ -37,7 +37,7 @@ struct Direction {
     a.batch = batch(), a.channels = channels(), a.length = length(), a.states = states();
     a.groups = groups();
     int64_t lanes = kernels<T>().lanes, blocks = (a.channels / a.groups + lanes - 1) / lanes;
-    a.splits = splits(a.batch * a.groups, blocks);
+    a.splits = splits(a.batch * a.groups, blocks, at::get_num_threads());
     a.u = sequence<const T>(u, reverse), a.delta = sequence<const T>(delta, reverse);
     a.z = sequence<const T>(z, reverse);
     a.B = matrix<T>(B, reverse), a.C = matrix<T>(C, reverse);

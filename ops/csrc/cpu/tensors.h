@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <memory>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -15,6 +14,7 @@
 #endif
 
 #include "dispatch.h"
+#include "work.h"
 
 namespace mmvim {
 
@@ -102,30 +102,6 @@ inline Tensor fresh(at::IntArrayRef size, const at::TensorOptions& options) {
 inline Tensor fresh_like(const Tensor& x) {
   if (!x.is_non_overlapping_and_dense()) return in_large_pages(at::empty_like(x));
   return fresh({x.numel()}, x.options()).as_strided(x.sizes(), x.strides());
-}
-
-// How many tasks share `blocks` blocks of channels, so that all threads have the same to do.
-inline int64_t splits(int64_t rows, int64_t blocks) {
-  int64_t threads = at::get_num_threads();
-  if (rows >= 4 * threads) return 1;
-  return std::clamp<int64_t>(threads / std::gcd(threads, rows), 1, blocks);
-}
-
-// Scratch memory of this thread, kept between calls: fresh pages would cost more than the work on
-// a small input.
-inline char* scratch(int64_t bytes) {
-  struct Free { void operator()(char* p) const { std::free(p); } };
-  static thread_local std::unique_ptr<char, Free> memory;
-  static thread_local int64_t size = 0;
-  if (bytes > size) {
-    memory.reset();
-    size = 0;
-    bytes = (bytes + 4095) / 4096 * 4096;
-    memory.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
-    TORCH_CHECK(memory, "out of memory: ", bytes, " bytes of scratch memory");
-    size = bytes;
-  }
-  return memory.get();
 }
 
 }  // namespace mmvim

@@ -324,14 +324,14 @@ def define(family: str, implementations: dict[str, Callable | None], saved_state
 
     Args:
         family (str): The backend's name.
-        implementations (dict[str, Callable | None]): By operation; None where a library registers
-            it with torch when it is loaded.
+        implementations (dict[str, Callable | None]): By operation; None where a library defines
+            and registers it with torch when it is loaded.
         saved_states (Callable): From a length to the number of states that a scan saves.
     """
     for name, function in implementations.items():
         full = f'mmvim_ops::{family}_{name}'
-        torch.library.define(full, SCHEMAS[name], tags=[torch.Tag.pt2_compliant_tag])
         if function is not None:
+            torch.library.define(full, SCHEMAS[name], tags=[torch.Tag.pt2_compliant_tag])
             torch.library.register_kernel(full, None, function)
         fake = FAKES[name]
         torch.library.register_fake(

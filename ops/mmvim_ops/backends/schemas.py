@@ -1,7 +1,8 @@
 """The schemas of the operators, once for all backends: ``mmvim_ops::<backend>_<operation>``.
 
-The build loads this file, too, to mark the compiled library with :func:`interface`. It must not
-import torch.
+The build loads this file, too: the compiled library defines its operators by them
+(:func:`cpp_header`), so that a program without Python finds them, and is marked with
+:func:`interface`. It must not import torch.
 """
 
 import hashlib
@@ -51,9 +52,15 @@ SCHEMAS = {
 }
 
 
+def cpp_header() -> str:
+    """What ``csrc/cpu/definitions.cpp`` includes: every schema with the operator's name."""
+    lines = [f'    "cpp_{name}{schema}",' for name, schema in SCHEMAS.items()]
+    return '\n'.join(['constexpr const char* kSchemas[] = {', *lines, '};', ''])
+
+
 def interface() -> str:
     """Changes whenever a schema does."""
-    return hashlib.sha256(repr(sorted(SCHEMAS.items())).encode()).hexdigest()[:16]
+    return hashlib.sha256(cpp_header().encode()).hexdigest()[:16]
 
 
 def library_interface(torch_version: str) -> str:

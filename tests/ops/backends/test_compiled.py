@@ -113,6 +113,28 @@ def test_the_sources_compile_only_with_the_structures_of_python(change, monkeypa
     assert change is None or 'static assertion failed' in result.stderr
 
 
+@pytest.mark.skipif(cpp.MISSING is not None, reason='the cpp backend is not compiled')
+def test_the_library_defines_the_operators_that_the_schemas_name():
+    for name, schema in schemas.SCHEMAS.items():
+        operator = getattr(torch.ops.mmvim_ops, f'cpp_{name}').default
+        assert str(operator._schema) == str(torch._C.parse_schema(f'mmvim_ops::cpp_{name}{schema}'))
+        assert torch.Tag.pt2_compliant_tag in operator.tags
+
+
+@pytest.mark.skipif(cpp.MISSING is not None, reason='the cpp backend is not compiled')
+def test_the_library_alone_defines_the_operators():
+    """As in a program without Python."""
+    code = (
+        'import ctypes, torch\n'
+        f'ctypes.CDLL({str(cpp.LIBRARY)!r})\n'
+        'x = torch.randn(2, 8, 30)\n'
+        'y = torch.ops.mmvim_ops.cpp_conv1d(x, torch.randn(8, 4), None, True, False)\n'
+        'print(y.shape)'
+    )
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == 'torch.Size([2, 8, 30])'
+
+
 def test_the_build_reads_the_same_interface_without_torch(tmp_path):
     ops = Path(build_interface.__file__).parent
     shutil.copy(ops / 'build_interface.py', tmp_path)
@@ -125,5 +147,7 @@ def test_the_build_reads_the_same_interface_without_torch(tmp_path):
         [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
     assert output.strip() == f'-DMMVIM_INTERFACE="{schemas.interface()} torch 2.13"'
+    build_interface.write_cpp_header(tmp_path)
+    assert (tmp_path / 'mmvim_schemas.h').read_text() == schemas.cpp_header()
     build_interface.write_cuda_header(tmp_path)
     assert (tmp_path / 'mmvim_interface.h').read_text() == structures.header()

@@ -1,7 +1,7 @@
-"""The compiled kernels of ``csrc/cpu``: loads the library and defines its operators.
+"""The compiled kernels of ``csrc/cpu``: loads the library and tells torch of its operators.
 
-The library implements the operators of ``backends/schemas.py`` and registers them when it is
-loaded.
+The library defines the operators of ``backends/schemas.py`` and registers their kernels when it is
+loaded, by Python or by any other program that has torch.
 """
 
 import ctypes

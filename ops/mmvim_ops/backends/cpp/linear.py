@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from ..operators import needs_gradient
-from ..schemas import SCHEMAS
 from . import library
 
 
@@ -21,13 +20,5 @@ def _fake_linear(x, weight, bias):
     return x.new_empty(*x.shape[:2], weight.shape[0])
 
 
-def define() -> None:
-    """Define the operator, which the library has registered with torch. It has no gradient."""
-    torch.library.define(
-        'mmvim_ops::cpp_linear', SCHEMAS['linear'], tags=[torch.Tag.pt2_compliant_tag]
-    )
-    torch.library.register_fake('mmvim_ops::cpp_linear', _fake_linear)
-
-
 if library.MISSING is None:
-    define()
+    torch.library.register_fake('mmvim_ops::cpp_linear', _fake_linear)

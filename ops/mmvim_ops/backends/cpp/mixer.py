@@ -10,7 +10,6 @@ from ..operators import (
     refuse_second_derivative,
     register_gradient,
 )
-from ..schemas import SCHEMAS
 from . import library
 
 SAVE = {'activations': 1, 'all': 2}  # enum Save of csrc/cpu/mixer.cpp
@@ -130,20 +129,18 @@ def _backward(ctx, grad_out, *_):
     return *only_given(tensors, grads), None, None, None, None
 
 
-def define() -> None:
-    """Define the operators, which the library has registered with torch."""
+def register() -> None:
+    """Tell torch of the shapes and gradients of the operators, which the library has defined."""
     for name, fake in (
         ('mamba_mixer', _fake_mixer),
         ('mamba_mixer_half', _fake_mixer_half),
         ('mamba_mixer_backward', _fake_mixer_backward),
     ):
-        full = f'mmvim_ops::cpp_{name}'
-        torch.library.define(full, SCHEMAS[name], tags=[torch.Tag.pt2_compliant_tag])
-        torch.library.register_fake(full, fake)
+        torch.library.register_fake(f'mmvim_ops::cpp_{name}', fake)
     register_gradient('mmvim_ops::cpp_mamba_mixer', _save, _backward)
     for name in ('half', 'backward'):
         register_gradient(f'mmvim_ops::cpp_mamba_mixer_{name}', None, refuse_second_derivative)
 
 
 if library.MISSING is None:
-    define()
+    register()

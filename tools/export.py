@@ -1,6 +1,7 @@
-"""Export a model: ``python tools/deployment/export.py CONFIG CHECKPOINT --format onnx``.
+"""Export a model: ``python tools/export.py CONFIG CHECKPOINT OUT --format onnx``.
 
-Writes a file for ONNX Runtime, torch.export or AOTInductor; docs/export.md shows how each is run.
+Writes a file for ONNX Runtime, torch.export or AOTInductor; docs/deployment.md shows how each is
+run.
 """
 
 import argparse
@@ -26,9 +27,15 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        'out', nargs='?', type=Path, help='file to write (default: the name of the config, here)'
+    )
     parser.add_argument('--format', required=True, choices=FORMATS, help='what is written')
     parser.add_argument(
-        '--out', type=Path, metavar='FILE', help='default: the name of the config, here'
+        '--custom-op',
+        action='store_true',
+        help="with --format onnx: the scans as operators of this project's library, which ONNX "
+        'Runtime then needs; faster',
     )
     parser.add_argument(
         '--part',
@@ -67,12 +74,14 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error(f'--batch-size must be positive, got {args.batch_size}')
+    if args.custom_op and args.format != 'onnx':
+        parser.error(f'--custom-op is for --format onnx, got {args.format}')
     if args.out is None:
         args.out = Path(Path(args.config).stem + FORMATS[args.format])
     if args.out.suffix != FORMATS[args.format]:
-        parser.error(f'--out must end in {FORMATS[args.format]} for {args.format}, got {args.out}')
+        parser.error(f'OUT must end in {FORMATS[args.format]} for {args.format}, got {args.out}')
     if args.out.is_dir() or not args.out.parent.is_dir():
-        parser.error(f'--out must be a file in a folder that is there, got {args.out}')
+        parser.error(f'OUT must be a file in a folder that is there, got {args.out}')
     return args
 
 
@@ -130,7 +139,7 @@ def main() -> None:
     shape = args.shape or default_shape(model.cfg.default_scope)
     part = part_of(model, args.part)
     start = time.monotonic()
-    export(part, args.out, args.format, shape, args.batch_size, args.dynamic)
+    export(part, args.out, args.format, shape, args.batch_size, args.dynamic, args.custom_op)
     sizes = 'any size' if args.dynamic else f'{args.batch_size} x 3 x {shape[0]} x {shape[1]}'
     print(
         f'wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB) in '
@@ -138,7 +147,7 @@ def main() -> None:
     )
     if args.verify:
         images = torch.rand(args.batch_size, 3, *shape, device=args.device) * 255
-        verify(part, load(args.out, args.format), images)
+        verify(part, load(args.out, args.format, args.custom_op), images)
 
 
 if __name__ == '__main__':
