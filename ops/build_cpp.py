@@ -28,7 +28,7 @@ X86_64 = platform.machine() in ('x86_64', 'AMD64')
 KERNELS = {'kernels_portable.cpp': []}
 if X86_64:
     KERNELS['kernels_avx2.cpp'] = ['-mavx2', '-mfma']
-    KERNELS['kernels_avx512.cpp'] = [
+    AVX512 = [
         '-mavx512f',
         '-mavx512dq',
         '-mavx512bw',
@@ -36,6 +36,8 @@ if X86_64:
         '-mfma',
         '-mprefer-vector-width=512',
     ]
+    KERNELS['kernels_avx512.cpp'] = AVX512
+    KERNELS['kernels_bf16.cpp'] = [*AVX512, '-mavx512bf16']
 OPERATORS = ('operators.cpp', 'dispatch.cpp')
 INTERFACE = 'interface.cpp'  # no torch in it either
 ONNXRUNTIME = '../onnxruntime/operators.cpp'  # nor in it

@@ -158,9 +158,8 @@ class MambaMixer(nn.Module):
         """Whether the weights may go to the fused op. Otherwise the layers are called."""
         if torch.jit.is_tracing():
             return False
-        layers = {name for scan in self.scans for name in (scan.conv1d, scan.x_proj, scan.dt_proj)}
-        names = 'in_proj', 'out_proj', *layers
-        return all(is_plain(getattr(self, name), Linear, nn.Conv1d) for name in names)
+        layers = self._modules.values()  # the projections and convolutions, no others
+        return all(is_plain(layer, Linear, nn.Conv1d) for layer in layers)
 
     def _weights(self, scans: list[tuple[Scan, Tensor | None]]) -> list[MixerDirection]:
         """What the fused op needs of each scan and its order."""
@@ -259,10 +258,13 @@ def is_plain(module: nn.Module, *classes: type) -> bool:
     Adapters and quantisation replace a layer, parametrisations its class. Pruning and weight norm
     add hooks, sharding makes its parameters another kind of tensor.
     """
+    if type(module) not in classes and original_class(module) not in classes:
+        return False
+    for parameter in module._parameters.values():
+        if parameter is not None and type(parameter) not in PLAIN:
+            return False
     return (
-        (type(module) in classes or original_class(module) in classes)
-        and all(p is None or type(p) in PLAIN for p in module._parameters.values())
-        and 'forward' not in module.__dict__
+        'forward' not in module.__dict__
         and not module._forward_pre_hooks
         and not module._forward_hooks
         and not module._backward_pre_hooks

@@ -47,6 +47,10 @@ def bidirectional_scan_backward(grad_out, *arguments, **__) -> int:
     return 2 * (scan(*forward) + scan(*backward))
 
 
+def linear(x, weight, *_, **__) -> int:
+    return 2 * prod(x) * weight[0]
+
+
 def conv1d(x, weight, *_, **__) -> int:
     return 2 * prod(x) * weight[1]
 
@@ -76,9 +80,11 @@ FORMULAS = {
     'scan_segment': scan,
     'bidirectional_scan': bidirectional_scan,
     'bidirectional_scan_backward': bidirectional_scan_backward,
+    'linear': linear,
     'conv1d': conv1d,
     'conv1d_backward': conv1d_backward,
     'mamba_mixer': mamba_mixer,
+    'mamba_mixer_half': mamba_mixer,
     'mamba_mixer_backward': mamba_mixer_backward,
 }
 FAMILIES = ('cpp', 'cuda', 'triton', 'torch')

@@ -1,17 +1,21 @@
-"""Matrix products by the faster of the two libraries that torch has for them on the CPU."""
+"""Matrix products by the fastest of what there is for them on the CPU."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from .backends.cpp import linear as cpp
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` of (batch, length, in) tokens, differentiable as usual.
 
-    In float32 on the CPU torch computes ``F.linear`` with MKL, which uses half of the vector width
-    of AMD processors, and convolutions with oneDNN, which uses all of it. A token is a pixel and a
-    linear layer a 1 × 1 convolution, so the product is asked for as one (docs/efficiency.md has the
-    figures). Nothing is copied: (batch, length, channels) memory is a channels-last image.
+    For inference in float32 on the CPU it is computed by a kernel of this package, where that is
+    compiled. With gradients it is asked for as a convolution: torch computes ``F.linear`` with MKL,
+    which uses half of the vector width of AMD processors, and convolutions with oneDNN, which uses
+    all of it (docs/efficiency.md has the figures). A token is a pixel and a linear layer a 1 × 1
+    convolution. Nothing is copied: (batch, length, channels) memory is a channels-last image.
 
     Args:
         x (Tensor): (batch, length, in).
@@ -23,6 +27,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _as_convolution(x, weight):
         return F.linear(x, weight, bias)
+    if cpp.takes(x, weight, bias) and getattr(forward_ad, '_current_level', 0) < 0:
+        return torch.ops.mmvim_ops.cpp_linear(x, weight, bias)
     image = x.transpose(1, 2).unsqueeze(2)  # (B, in, 1, L)
     image = F.conv2d(image, weight[:, :, None, None], bias)  # (B, out, 1, L)
     return image.squeeze(2).transpose(1, 2)  # (B, L, out)

@@ -14,6 +14,8 @@ from mmvim.models.directions import DIRECTIONS
 from mmvim.models.vision_mamba import VimBlock
 
 LAYERS = ('in_proj', 'conv1d', 'x_proj', 'dt_proj', 'conv1d_b', 'x_proj_b', 'dt_proj_b', 'out_proj')
+# A layer that is called multiplies by another kernel in training than in evaluation.
+TRAINED = dict(rtol=1e-5, atol=5e-6)
 LINEAR = tuple(name for name in LAYERS if not name.startswith('conv1d'))
 
 
@@ -129,7 +131,7 @@ def test_weight_norm_counts(norm, name):
         magnitudes.data *= 2
         doubled = model.train()(image())[0].detach()
         assert not torch.allclose(doubled, plain, atol=1e-5)
-        torch.testing.assert_close(evaluated(model), doubled, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(evaluated(model), doubled, **TRAINED)
         magnitudes.data /= 2
 
 
@@ -199,7 +201,7 @@ def test_hooks_change_outputs_and_inputs_and_see_gradients(level):
     try:
         changed = model.train()(image())[0]
         changed.sum().backward()
-        torch.testing.assert_close(evaluated(model), changed.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(evaluated(model), changed.detach(), **TRAINED)
     finally:
         for hook in hooks:
             hook.remove()

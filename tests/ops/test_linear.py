@@ -1,4 +1,4 @@
-"""The product by convolution is the linear layer, with its gradients."""
+"""The product by convolution or kernel is the linear layer, with its gradients."""
 
 import importlib
 
@@ -31,6 +31,23 @@ def test_equals_linear(shape, out, bias):
     )
     for ours, theirs in results:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize(('shape', 'out'), [((1, 300, 24), 40), ((3, 17, 12), 5), ((1, 1, 1), 1)])
+def test_without_gradients_it_is_the_same(shape, out, bias):
+    torch.manual_seed(0)
+    x, layer = torch.randn(shape), torch.nn.Linear(shape[-1], out, bias=bias)
+    with torch.no_grad():
+        ours, theirs = linear(x, layer.weight, layer.bias), layer(x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_forward_mode_works_without_gradients():
+    x, weight, change = torch.randn(2, 5, 8), torch.randn(4, 8), torch.randn(4, 8)
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(lambda weight: linear(x, weight), (weight,), (change,))
+    torch.testing.assert_close(tangent, F.linear(x, change), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scan_cases import CPU_BACKENDS, upstream
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmvim_ops import MixerDirection, mamba_mixer
 from mmvim_ops.naive import mamba_mixer_naive
@@ -183,6 +184,58 @@ def test_autocast_trains_in_half_precision():
         mamba_mixer(tokens, *arguments, **more).sum(), tensors(tokens, arguments, more)
     )
     assert_close(grads, exact, 0.1)
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.append(operator.__name__)
+        return operator(*args, **kwargs or {})
+
+
+@needs_cpp
+@pytest.mark.parametrize('autocast', [True, False])
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize(('length', 'batch'), [(1, 1), (37, 3), (1700, 1)])
+def test_half_precision_is_one_operator_in_evaluation(length, batch, dtype, tolerance, autocast):
+    kind = length % 5
+    case = make_mixer(kind, length, batch=batch, dims=48, inner=72, dtype=torch.float32, kind=kind)
+    with torch.no_grad(), Operators() as operators:
+        exact = mamba_mixer(case[0], *case[1], **case[2], backend='cpp')
+        if autocast:
+            with torch.autocast('cpu', dtype):
+                out = mamba_mixer(case[0], *case[1], **case[2], backend='cpp')
+        else:
+            tokens, (into, directions, outof), more = case
+            halved = [MixerDirection(*map(half_of(dtype), o)) for o in directions]
+            more = {name: half_of(dtype)(x) for name, x in more.items()}
+            tokens, into, outof = map(half_of(dtype), (tokens, into, outof))
+            out = mamba_mixer(tokens, into, halved, outof, **more, backend='cpp')
+    assert out.dtype == dtype
+    assert (out.float() - exact).norm() / exact.norm() < tolerance
+    assert operators.names.count('cpp_mamba_mixer_half.default') == 1
+
+
+def half_of(dtype):
+    return lambda x: x.to(dtype) if isinstance(x, torch.Tensor) else x
+
+
+@needs_cpp
+def test_opcheck_in_half_precision():
+    from mmvim_ops.backends.cpp import mixer
+    from mmvim_ops.calls import MixerCall
+
+    tokens, (into, directions, out), more = make_mixer(5, 13, kind=3, dtype=torch.float32)
+    weights = more['norm_weight'], into, more['in_proj_bias'], out, more['out_proj_bias']
+    call = MixerCall(tokens, *weights, tuple(directions), 0.5, 1e-5, 'all')
+    given = [None if x is None else x.detach() for x in mixer._tensors(call)]
+    arguments = (given[0].bfloat16(), *given[1:], [0, 0, 1, 0], 0.5, 1e-5, torch.bfloat16)
+    torch.library.opcheck(torch.ops.mmvim_ops.cpp_mamba_mixer_half, arguments)
 
 
 class Block(nn.Module):

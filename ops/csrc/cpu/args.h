@@ -75,6 +75,28 @@ template <class T> struct ConvArgs {
   T *grad_weight, *grad_bias;    // (batch, channels, width), (batch, channels)
 };
 
+// y = x weightᵀ + bias of `rows` rows; each factor is contiguous in one of its dimensions.
+template <class T> struct ProductArgs {
+  int64_t rows, in, out;
+  const T* x;                // (rows, in)
+  int64_t x_row, x_in;
+  const T* weight;           // (out, in)
+  int64_t weight_out, weight_in;
+  const T* bias;             // (out) or null
+  T* y;                      // (rows, out)
+  int64_t y_row;
+  bool accumulate;           // add to y; the bias is left out then
+  int64_t chunks;            // of rows; tasks are their number times that of panels
+};
+
+// The root mean square norm of rows, all contiguous.
+template <class T> struct NormArgs {
+  int64_t channels;
+  const T *x, *weight;       // (rows, channels), (channels)
+  T eps;
+  T* y;                      // (rows, channels)
+};
+
 // The kernels of one instruction set. Each runs the tasks [begin, end) in the given scratch memory.
 template <class T> struct Kernels {
   int lanes;
@@ -83,6 +105,18 @@ template <class T> struct Kernels {
   void (*scan_backward)(const ScanArgs<T>&, int64_t begin, int64_t end, char* scratch);
   void (*conv_forward)(const ConvArgs<T>&, int64_t begin, int64_t end);
   void (*conv_backward)(const ConvArgs<T>&, int64_t begin, int64_t end);
+  void (*norm)(const NormArgs<T>&, int64_t begin, int64_t end);
+  int64_t (*product_panels)(int64_t out);
+  int64_t (*product_scratch)(int64_t in);
+  void (*product)(const ProductArgs<T>&, int64_t begin, int64_t end, char* scratch);
+};
+
+// Products of bfloat16 numbers, of which two take the place of one float32: `in` and x's strides
+// count pairs. The weights are float32, contiguous, weight_in = 2, and rounded on the way.
+struct HalfKernels {
+  void (*round)(const float* x, int64_t x_row, int64_t rows, int64_t in, float* pairs);
+  int64_t (*scratch)(int64_t in);
+  void (*product)(const ProductArgs<float>&, int64_t begin, int64_t end, char* scratch);
 };
 
 struct InstructionSet {

@@ -5,6 +5,7 @@
 extern const mmvim::InstructionSet mmvim_portable;
 #if defined(__x86_64__)
 extern const mmvim::InstructionSet mmvim_avx2, mmvim_avx512;
+extern const mmvim::HalfKernels mmvim_bf16;
 #endif
 
 namespace mmvim {
@@ -30,6 +31,14 @@ std::atomic<const InstructionSet*>& current() {
 }  // namespace
 
 const InstructionSet& instruction_set() { return *current().load(std::memory_order_relaxed); }
+
+const HalfKernels* half_kernels() {
+#if defined(__x86_64__)
+  static const bool present = __builtin_cpu_supports("avx512bf16");
+  if (present && &instruction_set() == &mmvim_avx512) return &mmvim_bf16;
+#endif
+  return nullptr;
+}
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

@@ -40,10 +40,13 @@ SCHEMAS = {
     'Tensor checkpoints_b, bool delta_softplus, float scale) -> Tensor[]',
     'scan_segment': f'({_SCAN}Tensor(a!) state, Tensor(b!) out, bool delta_softplus, bool reverse, '
     'bool accumulate, float scale) -> ()',
+    'linear': '(Tensor x, Tensor weight, Tensor? bias) -> Tensor',
     'conv1d': f'({_CONV1D}) -> Tensor',
     'conv1d_backward': f'(Tensor grad_out, {_CONV1D}) -> (Tensor, Tensor, Tensor)',
     # out, in_proj's output, saved states of both directions
     'mamba_mixer': f'({_MIXER}int save) -> (Tensor, Tensor, Tensor, Tensor)',
+    # without gradients, in and to half precision
+    'mamba_mixer_half': f'({_MIXER}ScalarType dtype) -> Tensor',
     'mamba_mixer_backward': f'(Tensor grad_out, {_MIXER}Tensor xz, Tensor states, '
     'Tensor states_b) -> Tensor[]',
 }

@@ -9,7 +9,15 @@ import pytest
 import torch
 from scan_cases import CPU_BACKENDS, assert_same, make_arguments, random_arguments, run
 
-from mmvim_ops import Direction, bidirectional_selective_scan, causal_conv1d, memory, selective_scan
+from mmvim_ops import (
+    Direction,
+    MixerDirection,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    mamba_mixer,
+    memory,
+    selective_scan,
+)
 from mmvim_ops.__main__ import describe_cpp
 from mmvim_ops.backends.cpp import library
 from mmvim_ops.naive import causal_conv1d_naive, selective_scan_naive
@@ -151,6 +159,61 @@ def test_every_instruction_set_convolves(instruction_set):
         torch.testing.assert_close(
             causal_conv1d(value, weight, backend='cpp'), causal_conv1d_naive(value, weight)
         )
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ('rows', 'inputs', 'outputs'),
+    [(1, 1, 1), (5, 3, 17), (196, 12, 96), (13, 1200, 44), (2100, 20, 33), (40, 7, 100)],
+)
+def test_every_instruction_set_multiplies(rows, inputs, outputs, dtype, instruction_set):
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, rows, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
+    for bias in (None, torch.randn(outputs, dtype=dtype)):
+        expected = torch.nn.functional.linear(x, weight, bias)
+        torch.testing.assert_close(ops.cpp_linear(x, weight, bias), expected, rtol=1e-5, atol=1e-4)
+
+
+def mixer_results(dtype=torch.float32):
+    """Output, gradients of tokens and weights, and the output under autocast, of a mixer."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return (torch.randn(shape, generator=generator) * 0.3).to(dtype).requires_grad_()
+
+    def direction(reverse):
+        A = -torch.rand(38, 5, generator=generator).to(dtype)
+        shapes = (38, 4), (38,), (13, 38), (38, 3), (38,)
+        return MixerDirection(*(randn(*shape) for shape in shapes), A, randn(38), reverse)
+
+    given = [randn(3, 50, 18), randn(76, 18), randn(20, 38), randn(18)]
+    scans = [direction(bool(i)) for i in range(2)]
+    tokens, into, outof, norm = given
+
+    def mix():
+        return mamba_mixer(tokens, into, scans, outof, norm_weight=norm, backend='cpp')
+
+    out = mix()
+    weights = [scans[-1].x_proj_weight, scans[0].dt_proj_weight, scans[0].conv_weight]
+    grads = torch.autograd.grad(out.square().sum(), [*given, *weights])
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        half = mix()
+    return [out.detach(), *grads], half
+
+
+def test_every_instruction_set_mixes(instruction_set):
+    check_mixer_results()
+
+
+def test_any_number_of_threads_mixes(threads):
+    check_mixer_results()
+
+
+def check_mixer_results():
+    exact, _ = mixer_results(torch.float64)
+    ours, half = mixer_results()
+    for mine, yours in zip([*ours, half], [*exact, exact[0]], strict=True):
+        assert (mine - yours).norm() < (1e-5 if mine is not half else 2e-2) * yours.norm()
 
 
 def test_any_number_of_threads_gives_the_same_result(threads):

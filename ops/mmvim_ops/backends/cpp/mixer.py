@@ -20,19 +20,35 @@ def why_not(call: MixerCall) -> str | None:
     """Why the mixer is composed of the single operations; None where this operator takes it."""
     if call.recompute == 'none':
         return "recompute='none' stores everything"
-    if torch.is_autocast_enabled('cpu'):
-        return 'autocast chooses the dtype of each projection'
-    if call.tokens.dtype not in (torch.float32, torch.float64):
-        return f'it takes float32 and float64, got {call.tokens.dtype}'
+    dtype = half_precision(call)
+    if dtype is not None and needs_gradient(*_tensors(call)):
+        return f'it trains in float32 and float64, not in {dtype}'
     most = library.CONSTANTS['most_taps']
     for direction in call.directions:
         if direction.order is not None:
             return 'it reads tokens in their order'
         if direction.conv_weight.shape[-1] > most:
             return f'it has at most {most} taps'
-    if any(x is not None and x.dtype != call.tokens.dtype for x in _tensors(call)):
-        return 'all tensors must have one dtype'
+    if torch.is_autocast_enabled('cpu'):
+        return 'autocast leaves float64 alone' if call.tokens.dtype == torch.float64 else None
+    for x in _tensors(call) if dtype is None else _factors(call):
+        if x is not None and x.dtype != call.tokens.dtype:
+            return 'all tensors must have one dtype'
     return None
+
+
+def half_precision(call: MixerCall) -> torch.dtype | None:
+    """That of the result; None where it is float32 or float64."""
+    if torch.is_autocast_enabled('cpu'):
+        return torch.get_autocast_dtype('cpu')
+    dtype = call.tokens.dtype
+    return dtype if dtype in (torch.bfloat16, torch.float16) else None
+
+
+def _factors(call: MixerCall) -> list[Tensor | None]:
+    """What :func:`mmvim_ops.linear` and the norm would take, who want one dtype."""
+    projections = [x for o in call.directions for x in (o.x_proj_weight, o.dt_proj_weight)]
+    return [*call[1:6], *projections]
 
 
 def _tensors(call: MixerCall) -> list[Tensor | None]:
@@ -52,7 +68,13 @@ def mamba_mixer(call: MixerCall) -> Tensor:
         conv_reverse = direction.conv_reverse
         scan_reverse = bool(direction.reverse)
         reverse += [int(scan_reverse), int(scan_reverse if conv_reverse is None else conv_reverse)]
-    tensors = _tensors(call)
+    tensors, dtype = _tensors(call), half_precision(call)
+    if dtype is not None:
+        tokens, *others = tensors
+        others = [x if x is None or x.dtype == torch.float32 else x.float() for x in others]
+        return torch.ops.mmvim_ops.cpp_mamba_mixer_half(
+            tokens, *others, reverse, call.scale, call.norm_eps, dtype
+        )
     save = SAVE[call.recompute] if needs_gradient(*tensors) else 0
     return torch.ops.mmvim_ops.cpp_mamba_mixer(*tensors, reverse, call.scale, call.norm_eps, save)[
         0
@@ -81,6 +103,11 @@ def _fake_mixer(*arguments):
     )
 
 
+def _fake_mixer_half(tokens, *arguments):
+    out_weight, dtype = arguments[3], arguments[-1]
+    return tokens.new_empty(*tokens.shape[:2], out_weight.shape[0], dtype=dtype)
+
+
 def _fake_mixer_backward(grad_out, *arguments):
     *tensors, _, _, _, _, _, _ = arguments
     return [grad_out.new_empty(0) if x is None else x.new_empty(x.shape) for x in tensors]
@@ -106,11 +133,13 @@ def register() -> None:
     """Tell torch of the shapes and gradients of the operators, which the library has defined."""
     for name, fake in (
         ('mamba_mixer', _fake_mixer),
+        ('mamba_mixer_half', _fake_mixer_half),
         ('mamba_mixer_backward', _fake_mixer_backward),
     ):
         torch.library.register_fake(f'mmvim_ops::cpp_{name}', fake)
     register_gradient('mmvim_ops::cpp_mamba_mixer', _save, _backward)
-    register_gradient('mmvim_ops::cpp_mamba_mixer_backward', None, refuse_second_derivative)
+    for name in ('half', 'backward'):
+        register_gradient(f'mmvim_ops::cpp_mamba_mixer_{name}', None, refuse_second_derivative)
 
 
 if library.MISSING is None:

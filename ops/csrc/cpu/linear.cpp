@@ -1,0 +1,19 @@
+// The operator of a linear layer, without gradients. Its schema is that of
+// mmvim_ops/backends/schemas.py.
+#include <torch/library.h>
+
+#include "product_tensors.h"
+
+namespace mmvim {
+namespace {
+
+Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  Tensor y = fresh({x.size(0), x.size(1), weight.size(0)}, x.options());
+  product(rows_of(x.contiguous()), weight, packed(bias.value_or(Tensor())), rows_of(y));
+  return y;
+}
+
+TORCH_LIBRARY_IMPL(mmvim_ops, CPU, m) { m.impl("cpp_linear", linear); }
+
+}  // namespace
+}  // namespace mmvim
