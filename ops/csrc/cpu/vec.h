@@ -129,7 +129,7 @@ MMVIM_INLINE F exp_exact(F x) {
   return _mm512_scalef_ps(exp2_fraction(exp_remainder(x, n)), n);
 }
 #else
-// Adding `shift` rounds to an integer n and leaves n + 127 in the low bits, which are moved into the
+// Adding kShift rounds to an integer n and leaves n + 127 in the low bits, which are moved into the
 // exponent. Arguments are clamped so that 2^128 is inf and 2^-127 is 0; nothing denormal.
 constexpr float kShift = 12582912.f + 127.f;
 MMVIM_INLINE F exp2_integer(F shifted) { return from_bits(bits(shifted) << 23); }
