@@ -75,7 +75,7 @@ template <class T> struct Convolution {
         for (int t = 0; t < w.steps; t++) {
           lines.fetch(t);
           V s = at<kTaps>(t);
-          out[t] = args.silu ? s * sigmoid(s) : s;
+          out[t] = args.silu ? silu(s) : s;
         }
         store_tile(out, args.out, w);
       }

@@ -14,7 +14,7 @@ namespace {
 
 // Forward over a segment from the states `start`. What backward needs of every step is kept, kStates
 // vectors a step: the decay, and h before it.
-template <int N, class T, class MB, class MC>
+template <int N, bool kBounded, class T, class MB, class MC>
 __attribute__((noinline)) void record(int steps, const Vec<T>* delta, const Vec<T>* scaled,
                                       const Vec<T>* g, Vec<T>* y, const Vec<T>* A, MB B, MC C,
                                       const Vec<T>* start, Vec<T>* decays, Vec<T>* before,
@@ -26,10 +26,11 @@ __attribute__((noinline)) void record(int steps, const Vec<T>* delta, const Vec<
     Vec<T> d = delta[t], x = scaled[t], gt = g[t], sum = y[t];
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
-      Vec<T> a = decay(d * A[n]);
+      Vec<T> a[1];
+      ::decays<kBounded>(d, A + n, a);
       before[t * kStates + n] = h[n];
-      decays[t * kStates + n] = a;
-      h[n] = fma(a, h[n], B.at(t, n) * x);
+      decays[t * kStates + n] = a[0];
+      h[n] = fma(a[0], h[n], B.at(t, n) * x);
       sum = fma(h[n], C.at(t, n), sum);
       grad_C[t * grad_stride + n] = fma(h[n], gt, grad_C[t * grad_stride + n]);
     }
@@ -72,8 +73,8 @@ template <class T> struct Backward {
   const mmvim::ScanArgs<T>& args;
   // per block and state: A, A for `decay`, X, and the sums over time
   V *A, *A_scaled, *X, *B_constant, *C_constant, *grad_A, *grad_B_constant, *grad_C_constant;
-  V *grad_D, *grad_bias;                      // per block
-  V *u, *delta, *slope, *scaled, *g, *y, *grad_u, *grad_delta;   // per step
+  V *reach, *grad_D, *grad_bias;              // per block; reach is the largest |A_scaled|
+  V *u, *delta, *slope, *scaled, *gate, *g, *y, *grad_u, *grad_delta;    // per step; gate is σ(z)
   V *start;                                   // per state
   V *decays, *before;                         // (steps, kStates)
   V *grad_B, *grad_C;                         // (steps, states)
@@ -85,8 +86,8 @@ template <class T> struct Backward {
     const int64_t in_B = args.B.varying ? 0 : blocks * N, in_C = args.C.varying ? 0 : blocks * N;
     for (V** matrix : {&B_constant, &grad_B_constant}) *matrix = arena.take<V>(in_B);
     for (V** matrix : {&C_constant, &grad_C_constant}) *matrix = arena.take<V>(in_C);
-    for (V** vector : {&grad_D, &grad_bias}) *vector = arena.take<V>(blocks);
-    for (V** tile : {&u, &delta, &slope, &scaled, &g, &y, &grad_u, &grad_delta})
+    for (V** vector : {&reach, &grad_D, &grad_bias}) *vector = arena.take<V>(blocks);
+    for (V** tile : {&u, &delta, &slope, &scaled, &gate, &g, &y, &grad_u, &grad_delta})
       *tile = arena.take<V>(kSteps);
     start = arena.take<V>(N);
     for (V** tile : {&decays, &before}) *tile = arena.take<V>(kSteps * kStates);
@@ -126,6 +127,7 @@ template <class T> struct Backward {
     load_states(A + i, args.A + c * N, N, 1, N, lanes);
     for (int64_t n = i; n < i + N; n++)
       A_scaled[n] = A[n] * kDecayScale<T>, grad_A[n] = X[n] = V{};
+    reach[k - task.first] = largest(A_scaled + i, N);
     if (args.grad_last_state)
       load_states(X + i, args.grad_last_state + row * N, N, 1, N, lanes);
     load_constant(B_constant + i, args.B, c, N, lanes);
@@ -173,17 +175,19 @@ template <class T> struct Backward {
     ahead.add(args.grad_out, next), ahead.add(args.z, next);
     for (const auto& s : {args.grad_u, args.grad_delta, args.grad_z}) ahead.add(s, next);
 
-    over_states(N, [&](int64_t n, auto count) {
-      constexpr int kCount = decltype(count)::value;
-      with_coefficients(args, B, C, B_constant + i, C_constant + i, n, [&](auto mB, auto mC) {
-        // a constant matrix gathers its gradient over time, a varying one over blocks
-        bool in_B = args.B.varying, in_C = args.C.varying;
-        record<kCount, T>(w.steps, delta, scaled, g, y, A_scaled + i + n, mB, mC, start + n,
-                          decays, before, in_C ? grad_C + n : grad_C_constant + i + n,
-                          in_C ? N : 0, ahead.share());
-        retreat<kCount, T>(w.steps, delta, scaled, g, A + i + n, mB, mC, decays, before,
-                           in_B ? grad_B + n : grad_B_constant + i + n, in_B ? N : 0, X + i + n,
-                           grad_A + i + n, grad_u, grad_delta, ahead.share());
+    with_bound(delta, reach[block], w.steps, [&](auto bounded) {
+      over_states(N, [&](int64_t n, auto count) {
+        constexpr int kCount = decltype(count)::value;
+        with_coefficients(args, B, C, B_constant + i, C_constant + i, n, [&](auto mB, auto mC) {
+          // a constant matrix gathers its gradient over time, a varying one over blocks
+          bool in_B = args.B.varying, in_C = args.C.varying;
+          record<kCount, decltype(bounded)::value, T>(
+              w.steps, delta, scaled, g, y, A_scaled + i + n, mB, mC, start + n, decays, before,
+              in_C ? grad_C + n : grad_C_constant + i + n, in_C ? N : 0, ahead.share());
+          retreat<kCount, T>(w.steps, delta, scaled, g, A + i + n, mB, mC, decays, before,
+                             in_B ? grad_B + n : grad_B_constant + i + n, in_B ? N : 0, X + i + n,
+                             grad_A + i + n, grad_u, grad_delta, ahead.share());
+        });
       });
     });
 
@@ -223,7 +227,10 @@ template <class T> struct Backward {
     V scale = splat(args.scale);
     if (args.z.data) {
       load_tile(y, args.z, w);
-      for (int t = 0; t < w.steps; t++) g[t] *= y[t] * sigmoid(y[t]) * scale;
+      for (int t = 0; t < w.steps; t++) {
+        gate[t] = sigmoid(y[t]);
+        g[t] *= y[t] * gate[t] * scale;
+      }
     } else if (args.scale != T(1)) {
       for (int t = 0; t < w.steps; t++) g[t] *= scale;
     }
@@ -241,7 +248,7 @@ template <class T> struct Backward {
       load_tile(u, args.z, w);
       const V one = splat(T(1)), scale = splat(args.scale);
       for (int t = 0; t < w.steps; t++) {
-        V s = sigmoid(u[t]);
+        V s = gate[t];
         scaled[t] = y[t] * u[t] * s * scale;
         y[t] *= g[t] * scale * s * fma(u[t], one - s, one);
       }

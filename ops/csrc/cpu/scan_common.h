@@ -13,6 +13,8 @@ namespace {
 
 // States that are worked through together, their h in registers.
 constexpr int kStates = kBytes == 64 ? 8 : 4;
+// Of N states, those whose decays are computed in turns. They have sums of their own, too.
+template <int N> constexpr int kTurns = N % 2 ? 1 : 2;
 
 // A task: blocks of channels [first, last) of one group and batch element.
 template <class T> struct Task {
@@ -114,6 +116,14 @@ MMVIM_INLINE void with_coefficients(const mmvim::ScanArgs<T>& args, const T* B, 
   }
 }
 
+// The largest |x| of each lane, NaN where there is one.
+template <class V> MMVIM_INLINE V largest(const V* x, int64_t count) {
+  V found{};
+  if constexpr (kBoundedIsFaster<V>)
+    for (int64_t i = 0; i < count; i++) found = largest(found, x[i]);
+  return found;
+}
+
 // Δ of a tile in place: add the bias, apply the softplus; its derivative where wanted.
 template <bool kDerivative, class V>
 MMVIM_INLINE void step_sizes(V* delta, V* derivative, V bias, bool softplus_, int steps) {
@@ -129,6 +139,19 @@ MMVIM_INLINE void step_sizes(V* delta, V* derivative, V bias, bool softplus_, in
       if (kDerivative) derivative[t] = V{} + 1;
     }
   }
+}
+
+// Call f with whether |Δ A| is known to be at most kBound, as a constant. `reach` is the largest |A|
+// of each lane.
+template <class V, class Function>
+MMVIM_INLINE void with_bound(const V* delta, V reach, int steps, const Function& f) {
+  if constexpr (kBoundedIsFaster<V>) {
+    V most = largest(delta, steps) * reach;
+    bool bounded = true;
+    for (unsigned i = 0; i < sizeof(V) / sizeof(most[0]); i++) bounded &= most[i] <= kBound;
+    if (bounded) return f(std::true_type());
+  }
+  f(std::false_type());
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ constexpr int kTile = 32;
 static_assert(mmvim::kSegment % kTile == 0, "checkpoints are taken at the ends of tiles");
 
 // h and y of some states over one tile; y is added to.
-template <int N, class T, class MB, class MC>
+template <int N, bool kBounded, class T, class MB, class MC>
 __attribute__((noinline)) void advance(int steps, const Vec<T>* delta, const Vec<T>* scaled,
                                        Vec<T>* y, const Vec<T>* A, MB B, MC C, Vec<T>* state,
                                        SomeLines<T> ahead) {
@@ -18,13 +18,17 @@ __attribute__((noinline)) void advance(int steps, const Vec<T>* delta, const Vec
   for (int n = 0; n < N; n++) h[n] = state[n];
   for (int t = 0; t < steps; t++) {
     ahead.fetch(t);
-    Vec<T> d = delta[t], x = scaled[t], sum = y[t];
+    Vec<T> d = delta[t], x = scaled[t], sum[kTurns<N>] = {y[t]};
 #pragma GCC unroll 16
-    for (int n = 0; n < N; n++) {
-      h[n] = fma(decay(d * A[n]), h[n], B.at(t, n) * x);
-      sum = fma(h[n], C.at(t, n), sum);
+    for (int m = 0; m < N; m += kTurns<N>) {
+      Vec<T> decay[kTurns<N>];
+      decays<kBounded>(d, A + m, decay);
+      for (int i = 0, n = m; i < kTurns<N>; i++, n++) {
+        h[n] = fma(decay[i], h[n], B.at(t, n) * x);
+        sum[i] = fma(h[n], C.at(t, n), sum[i]);
+      }
     }
-    y[t] = sum;
+    y[t] = kTurns<N> == 2 ? sum[0] + sum[kTurns<N> - 1] : sum[0];
   }
   for (int n = 0; n < N; n++) state[n] = h[n];
 }
@@ -33,6 +37,7 @@ template <class T> struct Forward {
   using V = Vec<T>;
   const mmvim::ScanArgs<T>& args;
   V *A, *h, *B_constant, *C_constant;         // per block and state
+  V* reach;                                   // per block: the largest |A|
   V *u, *delta, *scaled, *y;                  // per step
   T *B, *C;                                   // (steps, states)
 
@@ -42,6 +47,7 @@ template <class T> struct Forward {
     h = arena.take<V>(matrix);
     B_constant = arena.take<V>(args.B.varying ? 0 : matrix);
     C_constant = arena.take<V>(args.C.varying ? 0 : matrix);
+    reach = arena.take<V>(most_blocks(args));
     for (V** tile : {&u, &delta, &scaled, &y}) *tile = arena.take<V>(kTile);
     B = arena.take<T>(kTile * args.states);
     C = arena.take<T>(kTile * args.states);
@@ -54,6 +60,7 @@ template <class T> struct Forward {
       int lanes = task.lanes(k);
       load_states(A + i, args.A + c * N, N, 1, N, lanes);
       for (int64_t n = i; n < i + N; n++) A[n] *= kDecayScale<T>, h[n] = V{};
+      reach[k - task.first] = largest(A + i, N);
       if (args.first_state) load_states(h + i, states_of(args.first_state, task, c), N, 1, N, lanes);
       load_constant(B_constant + i, args.B, c, N, lanes);
       load_constant(C_constant + i, args.C, c, N, lanes);
@@ -64,7 +71,7 @@ template <class T> struct Forward {
       if (args.C.varying) pack(C, args.C, task.batch, task.group, time, steps, N);
       for (int64_t k = task.first; k < task.last; k++)
         tile(Window{task.batch, task.channel(k), time, steps, task.lanes(k)},
-             task.after(k, time, time + kTile), (k - task.first) * N);
+             task.after(k, time, time + kTile), k - task.first);
     }
     for (int64_t k = task.first; args.last_state && k < task.last; k++)
       store_states(h + (k - task.first) * N, states_of(args.last_state, task, task.channel(k)), N,
@@ -75,8 +82,8 @@ template <class T> struct Forward {
     return all + (task.batch * args.channels + channel) * args.states;
   }
 
-  // One tile of one block, whose per-state vectors start at i.
-  void tile(const Window& w, const Window& next, int64_t i) {
+  void tile(const Window& w, const Window& next, int64_t block) {
+    const int64_t i = block * args.states;
     load_tile(u, args.u, w);
     load_tile(delta, args.delta, w);
     V bias = args.delta_bias ? load_lanes(args.delta_bias + w.channel, 1, w.lanes) : V{};
@@ -91,10 +98,13 @@ template <class T> struct Forward {
     Ahead<T> ahead(args.states > kStates ? 2 : 1);
     ahead.add(args.u, next), ahead.add(args.delta, next);
     ahead.add(args.z, next), ahead.add(args.out, next);
-    over_states(args.states, [&](int64_t n, auto count) {
-      with_coefficients(args, B, C, B_constant + i, C_constant + i, n, [&](auto mB, auto mC) {
-        advance<decltype(count)::value, T>(w.steps, delta, scaled, y, A + i + n, mB, mC, h + i + n,
-                                           ahead.share());
+    with_bound(delta, reach[block], w.steps, [&](auto bounded) {
+      over_states(args.states, [&](int64_t n, auto count) {
+        constexpr int kCount = decltype(count)::value;
+        with_coefficients(args, B, C, B_constant + i, C_constant + i, n, [&](auto mB, auto mC) {
+          advance<kCount, decltype(bounded)::value, T>(w.steps, delta, scaled, y, A + i + n, mB, mC,
+                                                       h + i + n, ahead.share());
+        });
       });
     });
     finish(w);
@@ -117,7 +127,7 @@ template <class T> struct Forward {
       V scale = splat(args.scale);
       if (args.z.data) {
         load_tile(u, args.z, w);
-        for (int t = 0; t < w.steps; t++) y[t] *= u[t] * sigmoid(u[t]) * scale;
+        for (int t = 0; t < w.steps; t++) y[t] *= silu(u[t]) * scale;
       } else if (args.scale != T(1)) {
         for (int t = 0; t < w.steps; t++) y[t] *= scale;
       }
