@@ -100,7 +100,7 @@ void multiply_panel(const mmvim::ProductArgs<T>& args, int64_t channel, int64_t 
   Vec<T> bias[kVectors] = {};
   for (int j = 0; args.bias && j < kVectors; j++)
     bias[j] = load_lanes(args.bias + channel + j * W, 1, lanes(j));
-  for (int64_t k = 0; k < args.in; k += kPacked) {
+  for (int64_t k = 0; k == 0 || k < args.in; k += kPacked) {      // also without any input
     int in = int(args.in - k < kPacked ? args.in - k : kPacked);
     const T* weight = args.weight + channel * args.weight_out + k * args.weight_in;
     for (int j = 0; j < kVectors; j++)

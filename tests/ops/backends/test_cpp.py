@@ -172,7 +172,7 @@ def test_every_instruction_set_convolves(instruction_set):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ('rows', 'inputs', 'outputs'),
-    [(1, 1, 1), (5, 3, 17), (196, 12, 96), (13, 1200, 44), (2100, 20, 33), (40, 7, 100)],
+    [(1, 1, 1), (4, 0, 5), (5, 3, 17), (196, 12, 96), (13, 1200, 44), (2100, 20, 33), (40, 7, 100)],
 )
 def test_every_instruction_set_multiplies(rows, inputs, outputs, dtype, instruction_set):
     torch.manual_seed(0)
@@ -180,6 +180,12 @@ def test_every_instruction_set_multiplies(rows, inputs, outputs, dtype, instruct
     for bias in (None, torch.randn(outputs, dtype=dtype)):
         expected = torch.nn.functional.linear(x, weight, bias)
         torch.testing.assert_close(ops.cpp_linear(x, weight, bias), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_products_of_shapes_that_do_not_fit_are_refused():
+    for weight, bias in ((torch.ones(3, 7), None), (torch.ones(3, 8), torch.ones(4))):
+        with pytest.raises(RuntimeError, match='linear: x, weight and bias must be'):
+            ops.cpp_linear(torch.ones(1, 5, 8), weight, bias)
 
 
 def mixer_results(dtype=torch.float32):

@@ -9,7 +9,8 @@ from . import library, mixer
 class CppBackend(Backend):
     """AVX-512, AVX2 or portable code, chosen at run time; float64 in float64, the rest in float32.
 
-    It has a kernel for every operation, and takes convolutions of up to 8 taps.
+    It has a kernel for every operation, and takes convolutions of up to 8 taps. Under autocast to
+    bfloat16 a mixer that needs no gradient multiplies in bfloat16 where that is faster.
     """
 
     name = 'cpp'
