@@ -11,6 +11,7 @@ printed, and the package works without.
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,23 +22,40 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path(__file__).parent / 'csrc' / 'cpu'
-X86_64 = platform.machine() in ('x86_64', 'AMD64')
-# The instruction sets that are chosen from at run time. Their files include no torch header, so
-# that no inline function of torch is compiled for a processor that may not be there.
-KERNELS = {'kernels_portable.cpp': []}
-if X86_64:
-    KERNELS['kernels_avx2.cpp'] = ['-mavx2', '-mfma']
-    KERNELS['kernels_avx512.cpp'] = [
-        '-mavx512f',
-        '-mavx512dq',
-        '-mavx512bw',
-        '-mavx512vl',
-        '-mfma',
-        '-mprefer-vector-width=512',
-    ]
 OPERATORS = ('operators.cpp', 'dispatch.cpp')
 INTERFACE = 'interface.cpp'  # no torch in it either
-COMMON = ['-O3', '-fPIC', '-g0', '-Wno-psabi', '-Wno-uninitialized', '-Wno-maybe-uninitialized']
+COMMON = [
+    '-O3',
+    '-fPIC',
+    '-g0',
+    '-Wno-psabi',
+    '-Wno-uninitialized',
+    '-Wno-maybe-uninitialized',
+    '-Wno-unknown-warning-option',  # clang does not know the one before
+]
+
+
+def kernels(machine: str) -> dict[str, list[str]]:
+    """Files of the instruction sets that are chosen from at run time, with their flags.
+
+    They include no torch header, so that no inline function of torch is compiled for a processor
+    that may not be there. On Arm, NEON belongs to every 64-bit processor: the portable file has it.
+    """
+    files: dict[str, list[str]] = {'kernels_portable.cpp': []}
+    if machine in ('x86_64', 'AMD64'):
+        files['kernels_avx2.cpp'] = ['-mavx2', '-mfma']
+        files['kernels_avx512.cpp'] = [
+            '-mavx512f',
+            '-mavx512dq',
+            '-mavx512bw',
+            '-mavx512vl',
+            '-mfma',
+            '-mprefer-vector-width=512',
+        ]
+    return files
+
+
+KERNELS = kernels(platform.machine())
 
 
 def why_not() -> str | None:
@@ -48,7 +66,7 @@ def why_not() -> str | None:
             'pip install --no-build-isolation'
         )
     if os.name != 'posix':
-        return 'it takes GCC'
+        return 'it takes GCC or clang'
     return None
 
 
@@ -87,6 +105,8 @@ class BuildOps(build_ext):
     def compile_and_link(self, target: Path):
         torch = find_torch()
         extra = shlex.split(os.environ.get('MMVIM_OPS_CXXFLAGS', ''))
+        command = getattr(self.compiler, 'compiler_so_cxx', self.compiler.compiler_so)
+        threads, runtime = openmp(torch.libraries, is_clang(command), platform.system())
 
         def compile_file(name: str) -> str:
             if name in KERNELS:
@@ -94,7 +114,7 @@ class BuildOps(build_ext):
             if name == INTERFACE:
                 flags = ['-std=c++17', build_interface.cpp_flag(torch.version), *extra]
                 return self.compile_one(name, [], flags)
-            return self.compile_one(name, [torch.include], [*torch_flags(torch), *extra])
+            return self.compile_one(name, [torch.include], [*torch_flags(torch), *threads, *extra])
 
         with ThreadPoolExecutor(int(os.environ.get('MAX_JOBS') or os.cpu_count() or 1)) as pool:
             objects = list(pool.map(compile_file, (*OPERATORS, *KERNELS, INTERFACE)))
@@ -104,7 +124,7 @@ class BuildOps(build_ext):
             str(target),
             library_dirs=[torch.libraries],
             libraries=['torch_cpu', 'c10'],
-            extra_postargs=[*openmp_library(torch.libraries), *extra],
+            extra_postargs=[*runtime, *extra],
             target_lang='c++',
         )
 
@@ -122,13 +142,30 @@ def torch_flags(torch: Torch) -> list[str]:
     """Flags for files that include torch's headers."""
     return [
         f'-std={"c++20" if torch.minor >= (2, 10) else "c++17"}',
-        '-fopenmp',
         f'-D_GLIBCXX_USE_CXX11_ABI={torch.cxx11_abi}',
     ]
 
 
-def openmp_library(folder: str) -> list[str]:
-    """Link the OpenMP runtime that torch brought, as two of them would not share their threads."""
-    for library in sorted(Path(folder).glob('libgomp*.so*')):
-        return [str(library)]
-    return ['-fopenmp']
+def openmp(folder: str, clang: bool, system: str) -> tuple[list[str], list[str]]:
+    """Flags of compiler and linker for threads, with a torch whose libraries are in ``folder``.
+
+    It has to be the OpenMP runtime that torch brought: two would not share their threads. Where
+    clang would bring another one, libgomp is called directly (``parallel.h``). Nothing is returned
+    where that cannot be done: the kernels run in one thread.
+    """
+    name = 'libomp*.dylib' if system == 'Darwin' else 'libgomp*.so*'
+    brought = [str(library) for library in sorted(Path(folder).glob(name))[:1]]
+    if not clang:
+        return ['-fopenmp'], brought or ['-fopenmp']
+    if not brought:
+        return [], []
+    if system == 'Darwin':
+        header = Path(folder).parent / 'include/omp.h'
+        return (['-Xclang', '-fopenmp'], brought) if header.exists() else ([], [])
+    return ['-DMMVIM_GOMP'], brought
+
+
+def is_clang(compiler: list[str]) -> bool:
+    """Whether this command, with whatever flags, is clang or Apple's."""
+    answer = subprocess.run([*compiler, '--version'], capture_output=True, text=True)
+    return 'clang' in answer.stdout
