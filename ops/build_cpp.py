@@ -12,6 +12,7 @@ fails because of them; what stands in the way is printed, and the package works 
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,31 +23,47 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path(__file__).parent / 'csrc' / 'cpu'
-X86_64 = platform.machine() in ('x86_64', 'AMD64')
-# The instruction sets that are chosen from at run time. Their files include no torch header, so
-# that no inline function of torch is compiled for a processor that may not be there.
-KERNELS = {'kernels_portable.cpp': []}
-if X86_64:
-    KERNELS['kernels_avx2.cpp'] = ['-mavx2', '-mfma']
-    AVX512 = [
-        '-mavx512f',
-        '-mavx512dq',
-        '-mavx512bw',
-        '-mavx512vl',
-        '-mfma',
-        '-mprefer-vector-width=512',
-    ]
-    KERNELS['kernels_avx512.cpp'] = AVX512
-    KERNELS['kernels_bf16.cpp'] = [*AVX512, '-mavx512bf16']
 OPERATORS = ('operators.cpp', 'dispatch.cpp')
 INTERFACE = 'interface.cpp'  # no torch in it either
 ONNXRUNTIME = '../onnxruntime/operators.cpp'  # nor in it
 FOR_TORCH, FOR_ONNXRUNTIME = 'mmvim_ops._cpp', 'mmvim_ops._onnxruntime'
+COMMON = [
+    '-O3',
+    '-fPIC',
+    '-g0',
+    '-Wno-psabi',
+    '-Wno-uninitialized',
+    '-Wno-maybe-uninitialized',
+    '-Wno-unknown-warning-option',  # clang does not know the one before
+]
+
+
+def kernels(machine: str) -> dict[str, list[str]]:
+    """Files of the instruction sets that are chosen from at run time, with their flags.
+
+    They include no torch header, so that no inline function of torch is compiled for a processor
+    that may not be there. On Arm, NEON belongs to every 64-bit processor: the portable file has it.
+    """
+    files: dict[str, list[str]] = {'kernels_portable.cpp': []}
+    if machine in ('x86_64', 'AMD64'):
+        files['kernels_avx2.cpp'] = ['-mavx2', '-mfma']
+        files['kernels_avx512.cpp'] = [
+            '-mavx512f',
+            '-mavx512dq',
+            '-mavx512bw',
+            '-mavx512vl',
+            '-mfma',
+            '-mprefer-vector-width=512',
+        ]
+        files['kernels_bf16.cpp'] = [*files['kernels_avx512.cpp'], '-mavx512bf16']
+    return files
+
+
+KERNELS = kernels(platform.machine())
 LIBRARIES = {
     FOR_TORCH: (*OPERATORS, *KERNELS, INTERFACE),
     FOR_ONNXRUNTIME: (ONNXRUNTIME, 'dispatch.cpp', *KERNELS),
 }
-COMMON = ['-O3', '-fPIC', '-g0', '-Wno-psabi', '-Wno-uninitialized', '-Wno-maybe-uninitialized']
 
 
 def why_not() -> str | None:
@@ -57,7 +74,7 @@ def why_not() -> str | None:
             'pip install --no-build-isolation'
         )
     if os.name != 'posix':
-        return 'it takes GCC'
+        return 'it takes GCC or clang'
     return None
 
 
@@ -97,15 +114,17 @@ class BuildOps(build_ext):
     def compile_and_link(self, name: str, target: Path):
         torch = find_torch()
         extra = shlex.split(os.environ.get('MMVIM_OPS_CXXFLAGS', ''))
+        command = getattr(self.compiler, 'compiler_so_cxx', self.compiler.compiler_so)
+        threads, runtime = openmp(torch.libraries, is_clang(command), platform.system())
         Path(self.build_temp).mkdir(parents=True, exist_ok=True)
         build_interface.write_cpp_header(Path(self.build_temp))
         missing = [file for file in LIBRARIES[name] if file not in self.compiled]
         with ThreadPoolExecutor(int(os.environ.get('MAX_JOBS') or os.cpu_count() or 1)) as pool:
-            objects = pool.map(lambda file: self.compile_file(file, torch, extra), missing)
+            objects = pool.map(lambda file: self.compile_file(file, torch, threads, extra), missing)
             self.compiled.update(zip(missing, objects, strict=True))
         if name == FOR_TORCH:
             libraries = ['torch_cpu', 'c10']
-            flags = [*openmp_library(torch.libraries), *extra]
+            flags = [*runtime, *extra]
         else:
             libraries, flags = [], extra
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +137,7 @@ class BuildOps(build_ext):
             target_lang='c++',
         )
 
-    def compile_file(self, name: str, torch: Torch, extra: list[str]) -> str:
+    def compile_file(self, name: str, torch: Torch, threads: list[str], extra: list[str]) -> str:
         if name in KERNELS:
             return self.compile_one(name, [], ['-std=c++17', *KERNELS[name], *extra])
         if name == INTERFACE:
@@ -127,7 +146,7 @@ class BuildOps(build_ext):
         flags = [*torch_flags(torch), *extra]
         if name == ONNXRUNTIME:
             return self.compile_one(name, [], ['-fvisibility=hidden', *flags])
-        return self.compile_one(name, [torch.include, self.build_temp], flags)
+        return self.compile_one(name, [torch.include, self.build_temp], [*flags, *threads])
 
     def compile_one(self, name: str, include: list[str], flags: list[str]) -> str:
         (output,) = self.compiler.compile(
@@ -143,13 +162,30 @@ def torch_flags(torch: Torch) -> list[str]:
     """Flags for files that include torch's headers."""
     return [
         f'-std={"c++20" if torch.minor >= (2, 10) else "c++17"}',
-        '-fopenmp',
         f'-D_GLIBCXX_USE_CXX11_ABI={torch.cxx11_abi}',
     ]
 
 
-def openmp_library(folder: str) -> list[str]:
-    """Link the OpenMP runtime that torch brought, as two of them would not share their threads."""
-    for library in sorted(Path(folder).glob('libgomp*.so*')):
-        return [str(library)]
-    return ['-fopenmp']
+def openmp(folder: str, clang: bool, system: str) -> tuple[list[str], list[str]]:
+    """Flags of compiler and linker for threads, with a torch whose libraries are in ``folder``.
+
+    It has to be the OpenMP runtime that torch brought: two would not share their threads. Where
+    clang would bring another one, libgomp is called directly (``parallel.h``). Nothing is returned
+    where that cannot be done: the kernels run in one thread.
+    """
+    name = 'libomp*.dylib' if system == 'Darwin' else 'libgomp*.so*'
+    brought = [str(library) for library in sorted(Path(folder).glob(name))[:1]]
+    if not clang:
+        return ['-fopenmp'], brought or ['-fopenmp']
+    if not brought:
+        return [], []
+    if system == 'Darwin':
+        header = Path(folder).parent / 'include/omp.h'
+        return (['-Xclang', '-fopenmp'], brought) if header.exists() else ([], [])
+    return ['-DMMVIM_GOMP'], brought
+
+
+def is_clang(compiler: list[str]) -> bool:
+    """Whether this command, with whatever flags, is clang or Apple's."""
+    answer = subprocess.run([*compiler, '--version'], capture_output=True, text=True)
+    return 'clang' in answer.stdout

@@ -48,7 +48,7 @@ def build(source: Path, target: Path) -> Path:
     nvcc = find_nvcc()
     if nvcc is None or torch.version.cuda is None:
         raise RuntimeError('it takes a torch with CUDA, and nvcc on the PATH or in CUDA_HOME')
-    standard, _, abi = torch_flags(find_torch())
+    standard, abi = torch_flags(find_torch())
     includes = [*include_paths(), sysconfig.get_paths()['include']]
     flags = [
         *(standard, abi, *FLAGS, '-Xcompiler=-fPIC', f'-DTORCH_EXTENSION_NAME={MODULE}'),

@@ -25,7 +25,7 @@ inline void conv_forward(const Tensor& x, const Tensor& weight, const Tensor& bi
     using T = decltype(zero);
     auto args = conv_args<T>(x, weight, bias, silu, reverse);
     args.out = sequence<T>(out, reverse);
-    at::parallel_for(0, args.batch * args.splits, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(args.batch * args.splits, [&](int64_t begin, int64_t end) {
       kernels<T>().conv_forward(args, begin, end);
     });
   });
@@ -44,7 +44,7 @@ inline void conv_backward(const Tensor& grad_out, const Tensor& x, const Tensor&
     args.grad_out = sequence<const T>(grad_out, reverse);
     args.grad_x = sequence<T>(grad_x, reverse);
     args.grad_weight = data<T>(grad_weight), args.grad_bias = data<T>(grad_bias);
-    at::parallel_for(0, args.batch * args.splits, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(args.batch * args.splits, [&](int64_t begin, int64_t end) {
       kernels<T>().conv_backward(args, begin, end);
     });
   });

@@ -50,7 +50,7 @@ inline void product(const Tensor& x_, const Tensor& weight_, const Tensor& bias,
   with_type(x.scalar_type(), [&](auto zero) {
     auto args = product_args<decltype(zero)>(x, weight, bias, y);
     args.accumulate = accumulate;
-    at::parallel_for(0, product_tasks(args), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(product_tasks(args), [&](int64_t begin, int64_t end) {
       run_product(args, begin, end);
     });
   });

@@ -51,7 +51,7 @@ template <class T> void run(const ScanArgs<T>& args, bool backward) {
   const Kernels<T>& table = kernels<T>();
   int64_t bytes = table.scan_scratch(args, backward);
   auto kernel = backward ? table.scan_backward : table.scan_forward;
-  at::parallel_for(0, args.batch * args.groups * args.splits, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(args.batch * args.groups * args.splits, [&](int64_t begin, int64_t end) {
     kernel(args, begin, end, scratch(bytes));
   });
 }

@@ -1,13 +1,13 @@
 // Work that is done by all threads together, one step after another, in one parallel region.
 #pragma once
-#include <ATen/Parallel.h>
-
 #include <atomic>
 #include <deque>
 #include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
+
+#include "parallel.h"
 
 namespace mmvim {
 namespace {
@@ -22,7 +22,7 @@ class Steps {
   }
 
   void run() {
-    at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    parallel_for(at::get_num_threads(), [&](int64_t, int64_t) {
       for (Step& step : steps) {
         for (int64_t i; (i = step.next.fetch_add(1, std::memory_order_relaxed)) < step.tasks;) {
           attempt(step, i);

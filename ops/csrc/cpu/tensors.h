@@ -1,7 +1,6 @@
 // From tensors to what the kernels take.
 #pragma once
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -14,6 +13,7 @@
 #endif
 
 #include "dispatch.h"
+#include "parallel.h"
 #include "work.h"
 
 namespace mmvim {
