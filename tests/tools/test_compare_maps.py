@@ -10,6 +10,7 @@ if importlib.util.find_spec('rasterio') is None:
     pytest.skip("rasterio (the extra 'geo') is not installed", allow_module_level=True)
 
 
+@pytest.mark.slow
 def test_a_raster_is_made_and_maps_of_it_are_compared(tmp_path):
     make = 'dataset_tools/make_swaths.py', 'data'
     passed(tool(*make, '--train', '2', '--val', '1', '--size', '64', '256', cwd=tmp_path))
