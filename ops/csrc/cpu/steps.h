@@ -1,5 +1,6 @@
 // Work that is done by all threads together, one step after another, in one parallel region.
 #pragma once
+
 #include <atomic>
 #include <deque>
 #include <exception>

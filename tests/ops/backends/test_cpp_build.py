@@ -87,6 +87,7 @@ def test_only_x86_has_files_of_its_own(machine):
         'kernels_portable.cpp',
         'kernels_avx2.cpp',
         'kernels_avx512.cpp',
+        'kernels_bf16.cpp',
     }
     assert not any('avx512' in flag for flag in build_cpp.kernels('x86_64')['kernels_avx2.cpp'])
 
