@@ -193,7 +193,7 @@ class MambaMixer(nn.Module):
         dt_proj, bias = getattr(self, scan.dt_proj), None
         if is_plain(dt_proj, Linear):
             # The scan adds the bias in float32 whatever the autocast type is.
-            delta, bias = linear(dt, dt_proj.weight), widen(dt_proj.bias)
+            delta, bias = linear(dt, dt_proj.weight, backend=self.backend), widen(dt_proj.bias)
         else:
             delta = dt_proj(dt)
         y = selective_scan(

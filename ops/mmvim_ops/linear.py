@@ -5,29 +5,36 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .backends import selected
 from .backends.cpp import linear as cpp
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str | None = None
+) -> Tensor:
     """``x @ weight.T + bias`` of (batch, length, in) tokens, differentiable as usual.
 
-    For inference in float32 on the CPU it is computed by a kernel of this package, where that is
-    compiled. With gradients it is asked for as a convolution: torch computes ``F.linear`` with MKL,
-    which uses half of the vector width of AMD processors, and convolutions with oneDNN, which uses
-    all of it (docs/efficiency.md has the figures). A token is a pixel and a linear layer a 1 × 1
-    convolution. Nothing is copied: (batch, length, channels) memory is a channels-last image.
+    For inference in float32 on the CPU it is computed by a kernel of backend ``'cpp'``, where that
+    is compiled and no other backend is asked for. With gradients it is asked for as a convolution:
+    torch computes ``F.linear`` with MKL, which uses half of the vector width of AMD processors, and
+    convolutions with oneDNN, which uses all of it (docs/efficiency.md has the figures). A token is
+    a pixel and a linear layer a 1 × 1 convolution. Nothing is copied: (batch, length, channels)
+    memory is a channels-last image.
 
     Args:
         x (Tensor): (batch, length, in).
         weight (Tensor): (out, in), as in ``nn.Linear``.
         bias (Tensor | None): (out,).
+        backend (str | None): As of :func:`selective_scan`; what is not for the kernel of ``'cpp'``
+            is torch's, whatever the backend.
 
     Returns:
         Tensor: (batch, length, out).
     """
     if not _as_convolution(x, weight):
         return F.linear(x, weight, bias)
-    if cpp.takes(x, weight, bias) and getattr(forward_ad, '_current_level', 0) < 0:
+    ours = selected(backend) in (None, 'cpp') and cpp.takes(x, weight, bias)
+    if ours and getattr(forward_ad, '_current_level', 0) < 0:
         return torch.ops.mmvim_ops.cpp_linear(x, weight, bias)
     image = x.transpose(1, 2).unsqueeze(2)  # (B, in, 1, L)
     image = F.conv2d(image, weight[:, :, None, None], bias)  # (B, out, 1, L)

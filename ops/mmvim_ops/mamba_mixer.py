@@ -92,12 +92,12 @@ def mamba_mixer(
     def project(tokens: Tensor) -> Tensor:
         if norm_weight is not None:
             tokens = F.rms_norm(tokens, norm_weight.shape, norm_weight, norm_eps)
-        return linear(tokens, in_proj_weight, in_proj_bias)  # (B, L, 2 E)
+        return linear(tokens, in_proj_weight, in_proj_bias, backend)  # (B, L, 2 E)
 
     def mix(xz: Tensor) -> Tensor:
         x, z = xz.transpose(1, 2).chunk(2, dim=1)  # 2 × (B, E, L)
         y = mix_channels(x, z, directions, scale, backend)  # (B, E, L)
-        return linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)  # (B, L, C')
+        return linear(y.transpose(1, 2), out_proj_weight, out_proj_bias, backend)  # (B, L, C')
 
     # torch.export cannot read checkpoints. (torch.compiler.is_exporting came with torch 2.7.)
     exporting = getattr(torch.compiler, 'is_exporting', bool)()
@@ -150,15 +150,15 @@ def scan_inputs(x: Tensor, direction: MixerDirection, backend: str | None = None
     u = causal_conv1d(
         x, direction.conv_weight, direction.conv_bias, reverse=reverse, backend=backend
     )
-    return project_scan(u, direction)
+    return project_scan(u, direction, backend)
 
 
-def project_scan(u: Tensor, direction: MixerDirection) -> Direction:
+def project_scan(u: Tensor, direction: MixerDirection, backend: str | None = None) -> Direction:
     """The step size, B and C that (B, E, L) inputs select for themselves."""
     rank, states = direction.dt_proj_weight.shape[1], direction.A.shape[1]
-    selected = linear(u.transpose(1, 2), direction.x_proj_weight)
-    dt, B, C = selected.split((rank, states, states), dim=-1)  # (B, L, R | N | N)
+    projected = linear(u.transpose(1, 2), direction.x_proj_weight, backend=backend)
+    dt, B, C = projected.split((rank, states, states), dim=-1)  # (B, L, R | N | N)
     # The bias goes to the scan, which adds it in float32 whatever the autocast type is.
-    delta = linear(dt, direction.dt_proj_weight).transpose(1, 2)  # (B, E, L)
+    delta = linear(dt, direction.dt_proj_weight, backend=backend).transpose(1, 2)  # (B, E, L)
     B, C = B.transpose(1, 2), C.transpose(1, 2)  # (B, N, L)
     return Direction(u, delta, direction.A, B, C, direction.D, direction.dt_bias)
