@@ -1,6 +1,9 @@
 # The detection demo: a small Vision Mamba (patch 8, 256 tokens) + a small Cascade Mask R-CNN on
 # generated shapes in COCO's format. Trains in a few minutes on two CPU cores; `make demo-det` runs it.
-_base_ = ['../_base_/models/cascade-mask-rcnn_vim.py', '../_base_/runtime_det.py']
+_base_ = [
+    '../_base_/models/cascade-mask-rcnn_vim.py', '../_base_/schedules/adamw_scratch_det.py',
+    '../_base_/runtime_det.py'
+]
 
 embed_dims = 96
 channels = 48
@@ -87,18 +90,10 @@ val_evaluator = dict(
 test_evaluator = val_evaluator
 
 max_iters = 500
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=5.0),
-    constructor='VimOptimWrapperConstructor')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=50, end=max_iters),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(
     logger=dict(interval=20), checkpoint=dict(interval=max_iters, save_best=None))
-randomness = dict(seed=0)

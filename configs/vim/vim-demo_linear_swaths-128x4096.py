@@ -1,6 +1,9 @@
 # A small Vision Mamba and one linear layer on generated maps whose classes depend on marks that are far
 # away (tools/dataset_tools/make_swaths.py); docs/large-images.md has the result.
-_base_ = ['../_base_/models/upernet_vim.py', '../_base_/runtime_seg.py']
+_base_ = [
+    '../_base_/models/upernet_vim.py', '../_base_/schedules/adamw_scratch_seg.py',
+    '../_base_/runtime_seg.py'
+]
 custom_imports = dict(imports=['mmvim', 'mmvim.datasets'])
 
 embed_dims = 64
@@ -57,23 +60,11 @@ val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
 max_iters = 600
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=1.0),
-    constructor='VimOptimWrapperConstructor')
+optim_wrapper = dict(optimizer=dict(lr=4e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=20, end=max_iters),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=max_iters),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'))
-randomness = dict(seed=0)
+    checkpoint=dict(_delete_=True, type='CheckpointHook', by_epoch=False, interval=max_iters))

@@ -2,7 +2,7 @@
 # Penn-Fudan, from random weights.
 _base_ = [
     '../_base_/models/cascade-mask-rcnn_vim.py', '../_base_/datasets/pennfudan_256.py',
-    '../_base_/runtime_det.py'
+    '../_base_/schedules/adamw_scratch_det.py', '../_base_/runtime_det.py'
 ]
 
 embed_dims = 96
@@ -34,19 +34,5 @@ model = dict(
         ]),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200), rcnn=dict(max_per_img=50)))
 
-max_iters = 2000
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=5.0),
-    constructor='VimOptimWrapperConstructor')
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=100, end=max_iters),
-]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 default_hooks = dict(
     logger=dict(interval=20), checkpoint=dict(interval=50, max_keep_ckpts=1, save_best=None))
-randomness = dict(seed=0)

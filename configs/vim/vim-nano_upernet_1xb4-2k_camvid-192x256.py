@@ -7,9 +7,6 @@ _base_ = [
 embed_dims = 96
 channels = 48
 num_classes = 11
-# 1 / ln(1.02 + p) of the share p of a class in the training pixels (ENet, section 4): rare classes
-# count more, and none more than 13 times as much as another.
-class_weight = [5.6, 4.3, 33.6, 3.3, 15.5, 8.7, 31.5, 32.0, 12.8, 38.0, 43.9]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(arch='nano', img_size=_base_.crop_size, patch_size=8, out_indices=(3, 7, 11)),
@@ -19,7 +16,7 @@ model = dict(
         in_index=[0, 1, 2],
         channels=channels,
         num_classes=num_classes,
-        loss_decode=dict(_delete_=True, type='ClassWeightedLoss', class_weight=class_weight)),
+        loss_decode=dict(_delete_=True, type='ClassWeightedLoss', class_weight=_base_.class_weight)),
     auxiliary_head=dict(
         in_channels=embed_dims,
         in_index=1,
@@ -28,5 +25,5 @@ model = dict(
         loss_decode=dict(
             _delete_=True,
             type='ClassWeightedLoss',
-            class_weight=class_weight,
+            class_weight=_base_.class_weight,
             loss_weight=0.4)))

@@ -6,7 +6,6 @@ _base_ = [
 ]
 embed_dims = 192
 num_classes = 11
-class_weight = [5.6, 4.3, 33.6, 3.3, 15.5, 8.7, 31.5, 32.0, 12.8, 38.0, 43.9]  # as in vim-nano
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(
@@ -16,14 +15,14 @@ model = dict(
         in_channels=[embed_dims] * 3,
         in_index=[0, 1, 2],
         num_classes=num_classes,
-        loss_decode=dict(_delete_=True, type='ClassWeightedLoss', class_weight=class_weight)),
+        loss_decode=dict(_delete_=True, type='ClassWeightedLoss', class_weight=_base_.class_weight)),
     auxiliary_head=dict(
         in_index=1,
         num_classes=num_classes,
         loss_decode=dict(
             _delete_=True,
             type='ClassWeightedLoss',
-            class_weight=class_weight,
+            class_weight=_base_.class_weight,
             loss_weight=0.4)))
 max_iters = 10000
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
