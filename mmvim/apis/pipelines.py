@@ -9,7 +9,13 @@ from mmengine.dataset import Compose
 
 from mmvim.utils.launch import UserError, type_name
 
-__all__ = ['build_pipeline', 'inner_datasets', 'pipeline_steps', 'unknown_steps']
+__all__ = [
+    'build_pipeline',
+    'inner_datasets',
+    'pipeline_steps',
+    'refuse_other_steps',
+    'refuse_other_tasks',
+]
 
 # What a raster is predicted without, as it is predicted at its own size.
 PACKING = ('Resize', 'PackSegInputs')
@@ -49,14 +55,23 @@ def pipeline_steps(config: Config) -> list[dict | Callable]:
     return [_to_float32, *steps] if loader.get('to_float32') else steps
 
 
-def unknown_steps(config: Config) -> list[str]:
-    """Names of the steps that do more than load, resize and pack, which is all that rasters get.
+def refuse_other_tasks(config: Config, refuse: Callable[[str], None]) -> None:
+    """Call ``refuse`` with the reason where the config is none of segmentation."""
+    if config.default_scope != 'mmseg':
+        refuse(f'it must be a segmentor, and its config is one of {config.default_scope}')
+
+
+def refuse_other_steps(config: Config, refuse: Callable[[str], None]) -> None:
+    """Call ``refuse`` with the reason where steps do more than load, resize and pack, which is all
+    that rasters get.
 
     Raises:
         UserError: As :func:`pipeline_steps`.
     """
     steps = [type_name(step['type']) for step in pipeline_steps(config) if isinstance(step, dict)]
-    return [step for step in steps if step not in PACKING]
+    others = [step for step in steps if step not in PACKING]
+    if others:
+        refuse(f'its test pipeline has {", ".join(others)}, which would not be done to a raster')
 
 
 def build_pipeline(config: Config) -> Compose:

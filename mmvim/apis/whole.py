@@ -20,7 +20,7 @@ from mmvim.models.sequence import resize_pos_embed, split_class_tokens
 from mmvim.utils.launch import UserError
 from mmvim.utils.preprocessing import normalise
 
-from .pipelines import unknown_steps
+from .pipelines import refuse_other_steps, refuse_other_tasks
 from .record import Record, Track
 from .tiled_head import TiledHead, Window
 
@@ -212,8 +212,7 @@ def _check(model: nn.Module) -> None:
     def refuse(reason: str) -> None:
         raise UserError(f'this model cannot predict a raster as a whole: {reason}')
 
-    if model.cfg.default_scope != 'mmseg':
-        refuse(f'it must be a segmentor, and its config is one of {model.cfg.default_scope}')
+    refuse_other_tasks(model.cfg, refuse)
     name = type(model).__name__
     if name != 'EncoderDecoder' or isinstance(model.decode_head, nn.ModuleList):
         refuse(f'it must be an EncoderDecoder with one decode head, got {name}')
@@ -250,6 +249,4 @@ def _check(model: nn.Module) -> None:
         )
     if model.align_corners:
         refuse('align_corners=True lines up maps with their borders, so that no tile fits another')
-    others = unknown_steps(model.cfg)
-    if others:
-        refuse(f'its test pipeline has {", ".join(others)}, which would not be done to a raster')
+    refuse_other_steps(model.cfg, refuse)

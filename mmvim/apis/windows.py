@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmvim.utils.launch import UserError
 
-from .pipelines import unknown_steps
+from .pipelines import refuse_other_steps, refuse_other_tasks
 from .record import Record, Track
 
 __all__ = ['WindowedSegmentor', 'blending_weights', 'window_starts']
@@ -210,8 +210,7 @@ def _check(model: nn.Module) -> None:
     def refuse(reason: str) -> None:
         raise UserError(f'this model cannot predict a raster in windows: {reason}')
 
-    if model.cfg.default_scope != 'mmseg':
-        refuse(f'it must be a segmentor, and its config is one of {model.cfg.default_scope}')
+    refuse_other_tasks(model.cfg, refuse)
     from mmseg.models.segmentors.base import BaseSegmentor  # of an extra
 
     name = type(model).__name__
@@ -219,6 +218,4 @@ def _check(model: nn.Module) -> None:
         refuse(f'it must be an EncoderDecoder of mmseg, got {name}')
     if type(model).postprocess_result is not BaseSegmentor.postprocess_result:
         refuse(f'{name} makes its result of the scores in a way of its own (postprocess_result)')
-    others = unknown_steps(model.cfg)
-    if others:
-        refuse(f'its test pipeline has {", ".join(others)}, which would not be done to a raster')
+    refuse_other_steps(model.cfg, refuse)
