@@ -222,16 +222,19 @@ def main() -> None:
     seeds = range(args.seeds)
     results: report.Results = {row: {} for row in comparison.rows}
     left = args.seeds * len(results) if args.max_runs is None else args.max_runs
+    tables = None  # of the results so far
     for seed, row in itertools.product(seeds, results):
         result = comparison.finished(row, seed)
         if result is not None:
             results[row][seed] = result
+            tables = None
         elif left:
             left -= 1
             results[row][seed] = result = comparison.run(row, seed)
             print(json.dumps(result['metrics']), flush=True)
-            comparison.write(results, seeds)
-    tables = comparison.write(results, seeds)
+            tables = comparison.write(results, seeds)
+    if tables is None:
+        tables = comparison.write(results, seeds)
     done = sum(map(len, results.values()))
     print(f'\n{tables}\n{done} of {args.seeds * len(results)} runs; {comparison.work_dir}')
 
