@@ -232,11 +232,16 @@ def check_segment(out, state, direction: Direction, z) -> None:
         )
 
 
+def in_forward_mode() -> bool:
+    """Whether something is differentiated in forward mode, whatever the tensors."""
+    return getattr(forward_ad, '_current_level', 0) >= 0
+
+
 def refuse_forward_mode(function: str, *tensors: Tensor | None) -> None:
     """Raise where forward-mode differentiation has reached an argument: without a formula torch
     would take its derivative for zero."""
     # Asking every tensor costs a microsecond each. Outside of forward mode this suffices.
-    if getattr(forward_ad, '_current_level', 0) < 0:
+    if not in_forward_mode():
         return
     if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise NotImplementedError(

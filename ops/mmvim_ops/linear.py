@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .backends import selected
 from .backends.cpp import linear as cpp
+from .checks import in_forward_mode
 
 
 def linear(
@@ -34,7 +34,7 @@ def linear(
     if not _as_convolution(x, weight):
         return F.linear(x, weight, bias)
     ours = selected(backend) in (None, 'cpp') and cpp.takes(x, weight, bias)
-    if ours and getattr(forward_ad, '_current_level', 0) < 0:
+    if ours and not in_forward_mode():
         return torch.ops.mmvim_ops.cpp_linear(x, weight, bias)
     image = x.transpose(1, 2).unsqueeze(2)  # (B, in, 1, L)
     image = F.conv2d(image, weight[:, :, None, None], bias)  # (B, out, 1, L)

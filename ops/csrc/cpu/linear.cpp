@@ -12,9 +12,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias)
                   && (!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0))),
               "linear: x, weight and bias must be (batch, length, in), (out, in) and (out), got ",
               x.sizes(), ", ", weight.sizes(), " and ", bias ? bias->sizes() : at::IntArrayRef());
-  Tensor y = fresh({x.size(0), x.size(1), weight.size(0)}, x.options());
-  product(rows_of(x.contiguous()), weight, packed(bias.value_or(Tensor())), rows_of(y));
-  return y;
+  return product(x.contiguous(), weight, packed(bias.value_or(Tensor())));
 }
 
 TORCH_LIBRARY_IMPL(mmvim_ops, CPU, m) { m.impl("cpp_linear", linear); }

@@ -8,12 +8,7 @@
 namespace mmvim {
 namespace {
 
-// Products of (batch, length, in) tokens, with a weight and, for a gradient, with its transpose.
-inline Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias = {}) {
-  Tensor y = fresh({x.size(0), x.size(1), weight.size(0)}, x.options());
-  product(rows_of(x), weight, bias, rows_of(y));
-  return y;
-}
+// For a gradient: the product with the transpose.
 inline Tensor through_product(const Tensor& grad_y, const Tensor& weight) {
   return product(grad_y, weight.t());
 }

@@ -56,5 +56,12 @@ inline void product(const Tensor& x_, const Tensor& weight_, const Tensor& bias,
   });
 }
 
+// The same of (batch, length, in) tokens.
+inline Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias = {}) {
+  Tensor y = fresh({x.size(0), x.size(1), weight.size(0)}, x.options());
+  product(rows_of(x), weight, bias, rows_of(y));
+  return y;
+}
+
 }  // namespace
 }  // namespace mmvim

@@ -47,11 +47,7 @@ template <class T> T* data(const Tensor& x) {
 template <class T> Sequence<T> sequence(const Tensor& x, bool reverse) {
   if (!x.defined()) return {nullptr, 0, 0, 0};
   Sequence<T> s{data<T>(x), x.stride(0), x.stride(1), x.stride(2)};
-  if (reverse) {
-    s.data += (x.size(2) - 1) * s.time;
-    s.time = -s.time;
-  }
-  return s;
+  return reverse ? from_the_end(s, x.size(2)) : s;
 }
 
 // B or C with two, three or four dimensions.
@@ -60,11 +56,7 @@ template <class T> Matrix<T> matrix(const Tensor& x, bool reverse) {
   int64_t n = x.dim() - 2;
   int64_t group = n == 2 ? x.stride(1) : 0;
   Matrix<T> m{data<T>(x), x.stride(0), group, 0, x.stride(n), x.stride(n + 1), true};
-  if (reverse) {
-    m.data += (x.size(-1) - 1) * m.time;
-    m.time = -m.time;
-  }
-  return m;
+  return reverse ? from_the_end(m, x.size(-1)) : m;
 }
 
 // Whether memory may be tuned for the whole process; mmvim_ops/memory.py says what that is.

@@ -35,4 +35,11 @@ inline char* scratch(int64_t bytes) {
   return memory.get();
 }
 
+// What walks along time, from the last of `length` steps to the first.
+template <class Steps> Steps from_the_end(Steps s, int64_t length) {
+  s.data += (length - 1) * s.time;
+  s.time = -s.time;
+  return s;
+}
+
 }  // namespace mmvim

@@ -71,8 +71,7 @@ template <class T> Sequence<T> sequence(const Tensor& x, bool reverse) {
   if (!x) return {nullptr, 0, 0, 0};
   int64_t length = x.size(1), channels = x.size(2);
   Sequence<T> s{x.data, length * channels, 1, channels};
-  if (reverse) s.data += (length - 1) * s.time, s.time = -s.time;
-  return s;
+  return reverse ? from_the_end(s, length) : s;
 }
 
 // B or C: (channels, states), (batch, length, states) or (batch, groups, length, states).
@@ -80,8 +79,7 @@ Matrix<float> matrix(const Tensor& x, bool reverse) {
   if (x.sizes.size() == 2) return {x.data, 0, 0, x.size(1), 1, 0, false};
   int64_t length = x.size(-2), states = x.size(-1), groups = x.sizes.size() == 4 ? x.size(1) : 1;
   Matrix<float> m{x.data, groups * length * states, length * states, 0, 1, states, true};
-  if (reverse) m.data += (length - 1) * states, m.time = -states;
-  return m;
+  return reverse ? from_the_end(m, length) : m;
 }
 
 // The inputs of one direction, which begin with number `first`.

@@ -12,7 +12,7 @@ from ..operators import (
 )
 from . import library
 
-SAVE = {'activations': 1, 'all': 2}  # enum Save of csrc/cpu/mixer.cpp
+SAVE = {'activations': 1, 'all': 2}  # enum Save of csrc/cpu/mixer.h
 OF_DIRECTION = 7  # tensors of a MixerDirection, which come first in it
 
 
