@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -46,15 +47,19 @@ def write_result(folder: Path, options: Sequence[str], **result) -> dict:
     return result
 
 
-def call(command: Sequence[str], log: Path, root: Path) -> None:
+def call(command: Sequence[str], log: Path, root: Path, threads: int | None = None) -> None:
     """Run a Python tool from ``root``, shown in the terminal, its output added to ``log``.
+
+    ``threads`` are those of its computations on the CPU (None: torch's own choice).
 
     Raises:
         UserError: It failed.
     """
     print(f'\npython {shlex.join(command)}', flush=True)
+    command = [sys.executable, *command]
+    env = None if threads is None else {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     with log.open('a') as output:
-        code = subprocess.call([sys.executable, *command], cwd=root, stdout=output, stderr=output)
+        code = subprocess.call(command, cwd=root, env=env, stdout=output, stderr=output)
     if code:
         raise UserError(f'exit code {code}; see the end of {log}')
 
@@ -73,13 +78,13 @@ def scalars(folder: Path, key: str) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def about() -> dict:
-    """Versions, machine and date, which belong to a result."""
+def about(threads: int | None = None) -> dict:
+    """Versions, machine and date, which belong to a result; ``threads`` are those of a run."""
     return dict(
         mmvim=mmvim.__version__,
         torch=torch.__version__,
         python=platform.python_version(),
         processor=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
-        threads=torch.get_num_threads(),
+        threads=threads or torch.get_num_threads(),
         date=date.today().isoformat(),
     )

@@ -9,9 +9,11 @@ The work dir then holds table.md, results.json, curves and pictures. docs/result
 import argparse
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmengine.config import Config
 
 from mmvim.comparison import report
@@ -58,6 +60,12 @@ def parse_args() -> argparse.Namespace:
         '--resume', action='store_true', help='go on with the comparison in the work dir'
     )
     parser.add_argument(
+        '--jobs',
+        type=int,
+        default=1,
+        help='runs at a time, each with its share of the cores (default: %(default)s)',
+    )
+    parser.add_argument(
         '--max-runs', type=int, help='stop after so many runs; --resume goes on from there'
     )
     parser.add_argument(
@@ -71,8 +79,9 @@ def parse_args() -> argparse.Namespace:
         side, equals, _ = rate.rpartition('=')
         if equals and side not in args.sides:
             parser.error(f'--lr {rate}: {side!r} is not among the sides')
-    if args.seeds < 1:
-        parser.error(f'--seeds must be positive, got {args.seeds}')
+    for name in ('seeds', 'jobs'):
+        if getattr(args, name) < 1:
+            parser.error(f'--{name} must be positive, got {getattr(args, name)}')
     return args
 
 
@@ -90,6 +99,7 @@ class Comparison:
         self.work_dir = (args.work_dir or default).absolute()
         self.data = (args.data or Path(task.data)).absolute()
         self.split = args.split
+        self.threads = max(1, torch.get_num_threads() // args.jobs)  # of a run
         self.label_maps = None
         if task.label_maps is not None:
             self.label_maps = self.data / task.label_maps.format(split=args.split)
@@ -127,12 +137,12 @@ class Comparison:
         config = str(self.rows[row][0].relative_to(ROOT))
         arguments = ['--cfg-options', *options]
         train = ['tools/train.py', config, '--work-dir', str(folder), '--resume', *arguments]
-        call(train, folder / 'train.log', ROOT)
+        call(train, folder / 'train.log', ROOT, self.threads)
         checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
         test = ['tools/test.py', config, str(checkpoint), '--work-dir', str(folder / 'test')]
         if self.label_maps is not None:
             test += ['--out', str(folder / 'predictions')]
-        call([*test, *arguments], folder / 'test.log', ROOT)
+        call([*test, *arguments], folder / 'test.log', ROOT, self.threads)
         log = max((folder / 'test').glob('*/*.json'))
         logged = json.loads(log.read_text().splitlines()[-1])
         metrics = {key: factor * logged[key] for key, (_, factor) in self.task.metrics.items()}
@@ -159,7 +169,7 @@ class Comparison:
             tables += f'\n{text}'
         self.write_pictures(results)
         (self.work_dir / 'table.md').write_text(tables)
-        content = dict(task=self.task.name, **about(), **details, runs=results)
+        content = dict(task=self.task.name, **about(self.threads), **details, runs=results)
         (self.work_dir / 'results.json').write_text(json.dumps(content, indent=2) + '\n')
         return tables
 
@@ -204,7 +214,8 @@ class Comparison:
                     config, options = self.rows[row]
                     command = ['tools/predict.py', str(config), runs[seed]['checkpoint']]
                     command += [*map(str, images), '--out-dir', str(folder / 'drawn')]
-                    call([*command, '--cfg-options', *options], folder / 'predict.log', ROOT)
+                    command += ['--cfg-options', *options]
+                    call(command, folder / 'predict.log', ROOT, self.threads)
                 columns[row] = drawn
         report.contact_sheet(columns, self.work_dir / 'pictures.png')
 
@@ -221,20 +232,24 @@ def main() -> None:
         )
     seeds = range(args.seeds)
     results: report.Results = {row: {} for row in comparison.rows}
-    left = args.seeds * len(results) if args.max_runs is None else args.max_runs
-    tables = None  # of the results so far
+    missing = []
     for seed, row in itertools.product(seeds, results):
         result = comparison.finished(row, seed)
-        if result is not None:
+        if result is None:
+            missing.append((row, seed))
+        else:
             results[row][seed] = result
-            tables = None
-        elif left:
-            left -= 1
-            results[row][seed] = result = comparison.run(row, seed)
-            print(json.dumps(result['metrics']), flush=True)
-            tables = comparison.write(results, seeds)
-    if tables is None:
-        tables = comparison.write(results, seeds)
+    tables = comparison.write(results, seeds)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = {pool.submit(comparison.run, *run): run for run in missing[: args.max_runs]}
+        try:
+            for finished in as_completed(runs):
+                row, seed = runs[finished]
+                results[row][seed] = result = finished.result()
+                print(f'{row}, seed {seed}: {json.dumps(result["metrics"])}', flush=True)
+                tables = comparison.write(results, seeds)
+        finally:
+            pool.shutdown(cancel_futures=True)
     done = sum(map(len, results.values()))
     print(f'\n{tables}\n{done} of {args.seeds * len(results)} runs; {comparison.work_dir}')
 
