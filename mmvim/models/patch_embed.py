@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .sizes import all_same, at_least
 
 __all__ = ['PatchEmbed']
+
+
+class PatchConv2d(nn.Conv2d):
+    """A convolution in float32 for half precisions on the CPU.
+
+    torch has a fast one of half precision there for few processors. On others (and on all in
+    float16) its own took longer than all blocks behind it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = x.dtype
+        if dtype == torch.float32 and torch.is_autocast_enabled('cpu'):
+            dtype = torch.get_autocast_dtype('cpu')
+        if x.device.type != 'cpu' or dtype not in (torch.float16, torch.bfloat16):
+            return super().forward(x)
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast('cpu', enabled=False):
+            return self._conv_forward(x.float(), self.weight.float(), bias).to(dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -35,7 +54,7 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size, self.stride, self.remainder = patch_size, stride, 'pad'
-        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride)
+        self.proj = PatchConv2d(in_channels, embed_dims, patch_size, stride)
         fan_in = in_channels * patch_size[0] * patch_size[1]
         nn.init.trunc_normal_(self.proj.weight, std=fan_in**-0.5)  # LeCun normal
         nn.init.zeros_(self.proj.bias)

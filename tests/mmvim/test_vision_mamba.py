@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -155,6 +157,21 @@ def test_the_residual_stream_stays_in_float32_under_autocast():
         mixed = small(feature_source='mixer')(torch.rand(1, 3, 32, 32))[0]
     assert {m.dtype for m in maps} == {torch.float32}
     assert mixed.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_patches_are_embedded_in_float32_where_halves_are_slow(dtype):
+    embed, image = small().patch_embed, torch.rand(2, 3, 32, 48)
+    expected, _ = embed(image)
+    with torch.autocast('cpu', dtype):
+        tokens, _ = embed(image)
+    assert torch.equal(tokens, expected.to(dtype))
+    tokens.float().sum().backward()
+    assert embed.proj.weight.grad.dtype == torch.float32
+    narrow = copy.deepcopy(embed).to(dtype)
+    tokens, _ = narrow(image.to(dtype))
+    expected, _ = narrow.float()(image.to(dtype).float())
+    assert torch.equal(tokens, expected.to(dtype))
 
 
 def test_a_model_in_bfloat16_runs():

@@ -33,6 +33,20 @@ def test_equals_linear(shape, out, bias):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('threads', [1, 2])
+@pytest.mark.parametrize('shape', [(2, 3, 24), (1, 900, 24)])
+def test_onednn_computes_it_on_any_number_of_threads(shape, threads):
+    x, weight = torch.randn(shape, requires_grad=True), torch.randn(40, 24)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            linear(x, weight)
+    finally:
+        torch.set_num_threads(before)
+    assert 'aten::mkldnn_convolution' in {event.key for event in profile.key_averages()}
+
+
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize(('shape', 'out'), [((1, 300, 24), 40), ((3, 17, 12), 5), ((1, 1, 1), 1)])
 def test_without_gradients_it_is_the_same(shape, out, bias):
