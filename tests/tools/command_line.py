@@ -1,16 +1,44 @@
 """Running the command line tools in tests."""
 
 import json
+import multiprocessing
+import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+# Tools run in forks of a process that has done the imports, which take longer than most tools.
+PROCESSES = multiprocessing.get_context('forkserver')
+PROCESSES.set_forkserver_preload(['mmseg.apis', 'mmdet.apis', 'mmvim'])
+
 
 def tool(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    command = [str(ROOT / 'tools' / name), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, name) for name in ('stdout', 'stderr')]
+        given = command, cwd, dict(os.environ), outputs
+        process = PROCESSES.Process(target=_run, args=given)
+        process.start()
+        process.join()
+        texts = [path.read_text() for path in outputs]
+    return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+
+def _run(command: list[str], cwd: Path, env: dict[str, str], outputs: list[Path]) -> None:
+    """What ``python command`` does, in this process."""
+    for descriptor, path in enumerate(outputs, start=1):
+        with path.open('wb') as file:
+            os.dup2(file.fileno(), descriptor)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.argv[:] = command
+    sys.path.insert(0, str(Path(command[0]).parent))
+    runpy.run_path(command[0], run_name='__main__')
 
 
 def passed(result: subprocess.CompletedProcess) -> str:
