@@ -113,6 +113,8 @@ class DeiT(PlainBackbone):
         frozen_stages (int): -1 freezes nothing, 0 the embeddings, n > 0 the first n blocks as well.
         with_cp (bool): Recompute each block in the backward pass instead of storing what is
             inside it.
+        stride (int | tuple[int, int], optional): Steps between patches in pixels; ``patch_size`` if
+            not given.
         remainder (str, optional): What happens to sides that the patches do not cover exactly, as
             in :class:`~mmvim.models.VisionMamba`.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE)`` takes files of this
@@ -156,6 +158,7 @@ class DeiT(PlainBackbone):
         final_norm: bool = True,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        stride: int | tuple[int, int] | None = None,
         remainder: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -186,7 +189,7 @@ class DeiT(PlainBackbone):
             norm=nn.LayerNorm(dims, eps=1e-6) if final_norm else None,
             img_size=img_size,
             patch_size=patch_size,
-            stride=None,
+            stride=stride,
             in_channels=in_channels,
             cls_token=cls_token,
             pos_embed=pos_embed,

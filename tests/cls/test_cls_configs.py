@@ -52,15 +52,22 @@ def test_a_training_step_reaches_every_parameter(path):
 
 
 @pytest.mark.parametrize(
-    'name', ['nano_1xb64-10e_imagenette-96', 'tiny_1xb128-100e_imagenette-128']
+    'name',
+    [
+        'nano_1xb64-10e_imagenette-96',
+        'nano-stride4_1xb64-2e_imagenette-96',
+        'tiny_1xb128-100e_imagenette-128',
+    ],
 )
 def test_sides_of_the_comparison_differ_in_the_backbone_only(name):
     sides = [Config.fromfile(CONFIGS / f'{side}/{side}-{name}.py') for side in ('vim', 'deit')]
     for cfg in sides:
         assert parameters(build(cfg)) > 0
     backbones = [cfg.model.pop('backbone') for cfg in sides]
-    for key in ('arch', 'img_size', 'patch_size', 'drop_path_rate'):
-        assert backbones[0][key] == backbones[1][key]
+    for key in ('arch', 'img_size', 'patch_size', 'stride', 'drop_path_rate'):
+        assert backbones[0].get(key) == backbones[1].get(key)
+    starts = [str(cfg.pop('load_from')) for cfg in sides]
+    assert starts[0].replace('vim', 'deit') == starts[1]
     assert sides[0].pretty_text == sides[1].pretty_text
 
 

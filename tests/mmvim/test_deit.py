@@ -30,6 +30,18 @@ def test_nano_is_as_large_as_vims():
     assert (ours, vims) == (1_099_392, 1_066_176)
 
 
+def test_patches_may_overlap():
+    image = torch.rand(2, 3, 32, 40)
+    apart, overlapping = small(stride=8).eval(), small(stride=4).eval()
+    assert torch.equal(apart(image)[0], small().eval()(image)[0])
+    assert overlapping(image)[0].shape == (2, 24, 7, 9)
+    overlapping.patch_embed.load_state_dict(apart.patch_embed.state_dict())
+    tokens, _ = overlapping.patch_embed(image)
+    every_other, _ = apart.patch_embed(image)
+    tokens = tokens.unflatten(1, (7, 9))[:, ::2, ::2].flatten(1, 2)
+    torch.testing.assert_close(tokens, every_other)
+
+
 def test_equals_the_vision_transformer_of_mmseg():
     from mmseg.models.backbones import VisionTransformer
 
