@@ -40,6 +40,7 @@ def arguments(camvid: Path, work_dir: Path) -> list:
 
 @pytest.mark.slow
 def test_sides_are_trained_in_turns_and_compared(tmp_path, camvid):
+    tmp_path /= 'comparison'
     common = arguments(camvid, tmp_path)
     output = passed(tool(TOOL, *common, '--seeds', 2, '--max-runs', 1))
     assert '1 of 4 runs' in output

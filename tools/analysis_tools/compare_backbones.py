@@ -239,6 +239,7 @@ def main() -> None:
             missing.append((row, seed))
         else:
             results[row][seed] = result
+    comparison.work_dir.mkdir(parents=True, exist_ok=True)
     tables = comparison.write(results, seeds)
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = {pool.submit(comparison.run, *run): run for run in missing[: args.max_runs]}
