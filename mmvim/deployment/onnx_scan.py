@@ -2,8 +2,8 @@
 
 An ONNX ``Scan`` goes through the tokens one by one, as the equation does: nothing can overflow, the
 length may vary, and memory holds one state per channel, not one per token. Blocks of the sequence
-in parallel would not be faster: most of the time is arithmetic, and they need twice as much of it
-(docs/deployment.md has figures).
+in parallel would not be faster: over half of the time is arithmetic, of which they need nearly
+twice as much (docs/deployment.md has figures).
 """
 
 from collections.abc import Callable
