@@ -1,7 +1,9 @@
 """The selective scan in standard ONNX operators, which any runtime has.
 
 An ONNX ``Scan`` goes through the tokens one by one, as the equation does: nothing can overflow, the
-length may vary, and memory holds one state per channel, not one per token.
+length may vary, and memory holds one state per channel, not one per token. Blocks of the sequence
+in parallel would not be faster: over half of the time is arithmetic, of which they need nearly
+twice as much (docs/deployment.md has figures).
 """
 
 from collections.abc import Callable
@@ -52,6 +54,22 @@ def selective_scan(u: FLOAT, delta: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT) -> tupl
     return out, last_state
 
 
+def softplus(x, beta=1.0, threshold=20.0):
+    """log(1 + exp(beta x)) / beta, or x where beta x is above the threshold, as ``aten::softplus``.
+
+    ONNX Runtime computes its own ``Softplus`` one element at a time, these operators on vectors.
+    """
+    scaled = x if beta == 1 else op.Mul(x, beta)
+    small = op.Exp(op.Neg(op.Abs(scaled)))  # at most 1: nothing overflows
+    rounded = op.Add(small, 1.0)
+    lost = op.Sub(small, op.Sub(rounded, 1.0))  # by the rounding: all of it, if it is small enough
+    y = op.Add(op.Relu(scaled), op.Add(op.Log(rounded), lost))
+    if beta != 1:
+        y = op.Div(y, beta)
+    # From 20 on y is x to float32's last digit.
+    return y if threshold >= 20 else op.Where(op.Greater(scaled, threshold), x, y)
+
+
 def mul_scalar(x, factor):
     """x times a number that may depend on the input's size, which torch translates for fixed sizes
     only."""
@@ -61,5 +79,6 @@ def mul_scalar(x, factor):
 #: For ``custom_translation_table`` of ``torch.onnx.export``.
 TRANSLATIONS: dict[Callable, Callable] = {
     torch.ops.mmvim_ops.torch_scan.default: selective_scan,
+    torch.ops.aten.softplus.default: softplus,
     torch.ops.aten.mul.Scalar: mul_scalar,
 }
