@@ -237,6 +237,11 @@ def in_forward_mode() -> bool:
     return getattr(forward_ad, '_current_level', 0) >= 0
 
 
+def in_transform() -> bool:
+    """Whether the call is inside of a transform of torch.func; a compiler traces these itself."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def refuse_forward_mode(function: str, *tensors: Tensor | None) -> None:
     """Raise where forward-mode differentiation has reached an argument: without a formula torch
     would take its derivative for zero."""

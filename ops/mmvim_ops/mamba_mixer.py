@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .backends import choose_backend, selected
 from .calls import Direction, MixerCall, MixerDirection
-from .checks import check_mixer, refuse_forward_mode
+from .checks import check_mixer, in_transform, refuse_forward_mode
 from .interface import bidirectional_selective_scan, causal_conv1d, selective_scan
 from .linear import linear
 
@@ -99,9 +99,10 @@ def mamba_mixer(
         y = mix_channels(x, z, directions, scale, backend)  # (B, E, L)
         return linear(y.transpose(1, 2), out_proj_weight, out_proj_bias, backend)  # (B, L, C')
 
-    # torch.export cannot read checkpoints. (torch.compiler.is_exporting came with torch 2.7.)
-    exporting = getattr(torch.compiler, 'is_exporting', bool)()
-    if recompute == 'none' or exporting or not torch.is_grad_enabled():
+    # torch.export cannot read checkpoints. (torch.compiler.is_exporting came with torch 2.7.) And
+    # what torch.func has wrapped cannot be computed again when its transform is over.
+    whole = getattr(torch.compiler, 'is_exporting', bool)() or in_transform()
+    if recompute == 'none' or whole or not torch.is_grad_enabled():
         return mix(project(tokens))
     # There is nothing random in it, and a CUDA graph cannot read the generator's state.
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)

@@ -57,6 +57,21 @@ def test_without_gradients_it_is_the_same(shape, out, bias):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_vmap_has_gradients():
+    x, weights = torch.randn(2, 5, 8), torch.randn(3, 4, 8, requires_grad=True)
+    # Another way to the weights: a gradient that lacks one of the two is no error.
+    ours = torch.func.vmap(lambda weight: linear(x, weight) + weight.sum())(weights)
+    theirs = torch.stack([F.linear(x, weight) + weight.sum() for weight in weights])
+    grad = torch.randn_like(theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, weights, grad),
+        torch.autograd.grad(theirs, weights, grad),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
 def test_forward_mode_works_without_gradients():
     x, weight, change = torch.randn(2, 5, 8), torch.randn(4, 8), torch.randn(4, 8)
     with torch.no_grad():

@@ -95,6 +95,27 @@ def test_equals_the_specification(seed, recompute, backend):
     )
 
 
+@each_backend
+@each_recompute
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_vmap_has_gradients(dtype, recompute, backend):
+    tokens, arguments, more = make_mixer(1, 6, dtype=dtype)
+    tokens = torch.stack([tokens, -tokens]).detach().requires_grad_()
+
+    def mix(tokens):
+        return mamba_mixer(tokens, *arguments, **more, recompute=recompute, backend=backend)
+
+    ours, theirs = torch.func.vmap(mix)(tokens), torch.stack([mix(one) for one in tokens])
+    grad = torch.ones_like(theirs)
+    given = tokens, arguments[0]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    assert_close(
+        [ours, *torch.autograd.grad(ours, given, grad)],
+        [theirs, *torch.autograd.grad(theirs, given, grad)],
+        tolerance,
+    )
+
+
 @needs_cpp
 @pytest.mark.parametrize('recompute', ['activations', 'all'])
 @pytest.mark.parametrize('kind', range(5))

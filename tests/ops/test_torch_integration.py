@@ -146,6 +146,29 @@ def test_works_under_autocast_inference_mode_and_deterministic_mode(backend):
 
 
 @each_backend
+def test_vmap_has_gradients(backend):
+    """Of tensors that only say what they wrap when vmap is over."""
+    arguments = make_arguments(length=20)
+    u, weight = torch.randn(3, *arguments['u'].shape), torch.randn(3, arguments['u'].shape[1], 4)
+
+    def block(u, weight):
+        u = causal_conv1d(u, weight, backend=backend)
+        return selective_scan(**{**arguments, 'u': u}, backend=backend)
+
+    inputs = u.requires_grad_(), weight.requires_grad_()
+    expected = torch.stack([block(*pair) for pair in zip(*inputs, strict=True)])
+    actual = torch.func.vmap(block)(*inputs)
+    torch.testing.assert_close(actual, expected)
+    upstream = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@each_backend
 def test_backward_can_run_twice(backend):
     arguments = make_arguments(length=300)
     inputs = [x for x in leaves(arguments) if x is not None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..calls import BidirectionalCall, Conv1dCall, Direction, ScanCall, SegmentCall
+from ..checks import in_transform
 from ..naive import compute_dtype
 from .schemas import SCHEMAS
 
@@ -60,7 +61,10 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd will want a backward pass of an operator with these arguments."""
     if torch.jit.is_tracing():
         return True  # what is traced may run in either mode, and torch compares both
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    # What torch.func.vmap has wrapped does not say whether a gradient is wanted of it outside.
+    return in_transform() or any(x is not None and x.requires_grad for x in tensors)
 
 
 def scan(family: str, call: ScanCall) -> tuple[Tensor, Tensor]:
