@@ -15,7 +15,7 @@ from rich.progress import track
 import mmvim  # noqa: F401  (registers the models)
 from mmvim.apis import PictureError, load_model, predict, predict_raster
 from mmvim.apis.inputs import Skipped, Source, find_pictures
-from mmvim.apis.outputs import OPACITY, SCORE_THR, Results, results_of
+from mmvim.apis.outputs import OPACITY, SCORE_THR, Results, open_table, results_of
 from mmvim.apis.pictures import load_picture
 from mmvim.apis.rasters import RASTERS
 from mmvim.apis.whole import TILE
@@ -251,7 +251,7 @@ def report_skipped(skipped: list[Skipped], out_dir: Path) -> None:
     if not skipped:
         return
     out_dir.mkdir(parents=True, exist_ok=True)
-    with open(path, 'w', newline='', encoding='utf-8') as file:
+    with open_table(path) as file:
         csv.writer(file).writerows([('file', 'reason'), *skipped])
     print(f'skipped {len(skipped)}:')
     for file, reason in skipped[:SHOWN]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from mmengine.structures import BaseDataElement
@@ -15,11 +16,25 @@ from mmvim.utils.launch import UserError
 from .drawing import draw_classes, draw_instances, draw_label_map
 from .inputs import Source
 
-__all__ = ['OPACITY', 'SCORE_THR', 'Classes', 'Detections', 'LabelMaps', 'Results', 'results_of']
+__all__ = [
+    'OPACITY',
+    'SCORE_THR',
+    'Classes',
+    'Detections',
+    'LabelMaps',
+    'Results',
+    'open_table',
+    'results_of',
+]
 
 OPACITY = 0.5
 SCORE_THR = 0.3
 TOP = 5
+
+
+def open_table(path: Path) -> TextIO:
+    """A CSV file to write in UTF-8, with names of files as they are: some are no text."""
+    return open(path, 'w', newline='', encoding='utf-8', errors='surrogateescape')
 
 
 class Results:
@@ -87,7 +102,7 @@ class LabelMaps(Results):
     def __enter__(self) -> LabelMaps:
         self.palette = np.array(self.meta['palette'], np.uint8).reshape(-1, 3)
         self.out_dir.mkdir(parents=True, exist_ok=True)
-        with open(self.out_dir / 'labels.csv', 'w', newline='', encoding='utf-8') as file:
+        with open_table(self.out_dir / 'labels.csv') as file:
             writer = csv.writer(file)
             writer.writerow(['label', 'class', 'red', 'green', 'blue'])
             for label, name in enumerate(self.classes):
@@ -182,7 +197,7 @@ class Classes(Results):
 
     def __enter__(self) -> Classes:
         self.out_dir.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.out_dir / 'classes.csv', 'w', newline='', encoding='utf-8')
+        self.file = open_table(self.out_dir / 'classes.csv')
         self.writer = csv.writer(self.file)
         count = min(TOP, len(self.classes))
         ranks = ['', *(f'_{rank}' for rank in range(2, count + 1))]

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -197,6 +198,9 @@ def _not_installed(config: str, scope: str) -> UserError:
 
 def run(main: Callable[[], None]) -> None:
     """Call ``main``; errors meant for the user end the process with their message alone."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Names of files may be no text, or of letters that this terminal does not have.
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main()
         leave_processes()

@@ -1,6 +1,7 @@
 """What is written for a picture, beyond what ``tests/tools/test_predict.py`` reads back."""
 
 import csv
+import os
 from pathlib import Path, PurePath
 from types import SimpleNamespace
 
@@ -41,6 +42,14 @@ def test_the_most_likely_classes_are_a_row_of_a_table(tmp_path):
     with Image.open(tmp_path / 'pictures' / 'trip' / 'a b.jpg') as image:
         assert image.size == (80, 60)
         assert np.asarray(image)[:10, :20].max() > 200  # the text is white
+
+
+def test_a_table_has_names_of_files_as_they_are(tmp_path):
+    path = Path(os.fsdecode(b'caf\xe9.jpg'))  # no text in UTF-8
+    with Classes(tmp_path, dict(classes=['cat'], palette=None), draw=False) as results:
+        sample = Sample(pred_score=torch.ones(1))
+        results.add(Source(path, PurePath('a')), np.zeros((4, 4, 3), np.uint8), sample)
+    assert b'caf\xe9.jpg,0,cat' in (tmp_path / 'classes.csv').read_bytes()
 
 
 def test_more_classes_than_a_palette_holds_are_written_with_16_bits(tmp_path):

@@ -1,6 +1,7 @@
 """``tools/predict.py`` on folders of real files, called from a folder of the user's."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,19 @@ def test_a_picture_that_the_model_fails_on_does_not_take_others_along(
     assert 'thin.png: cannot be predicted (' in output
     with Image.open(tmp_path / 'predictions' / 'labels' / 'one.png') as labels:
         assert labels.size == (80, 64)
+
+
+def test_a_name_that_is_no_text_stops_nothing(photos, segmentor, command, tmp_path):
+    folder = tmp_path / 'old archive'
+    folder.mkdir()
+    name, other = (os.fsdecode(name) for name in (b'caf\xe9.png', b'caf\xe9.txt'))  # Latin-1
+    (folder / name).write_bytes((photos / 'more' / 'two.png').read_bytes())
+    (folder / other).touch()
+    output = command(*segmentor, folder)
+    assert 'predicted 1 in' in output and 'caf\\udce9.txt: unknown type .txt' in output
+    assert (tmp_path / 'predictions' / 'labels' / name).exists()
+    listed = (tmp_path / 'predictions' / 'skipped.csv').read_bytes()
+    assert os.fsencode(folder / other) in listed
 
 
 def test_nothing_predicted_is_an_error(photos, segmentor, command, tmp_path, capsys):
