@@ -123,11 +123,13 @@ def _names_and_colours(model: nn.Module, content: dict, config: Config) -> dict:
 
 def _num_classes(model: nn.Module) -> int | None:
     """How many classes the last head tells apart; None where its kind is not known."""
-    roi_head = getattr(model, 'roi_head', None)
-    heads = [getattr(model, name, None) for name in ('decode_head', 'bbox_head', 'head')]
-    heads = [getattr(roi_head, 'bbox_head', None), *heads]
-    for head in heads:
+    places = [(getattr(model, 'roi_head', None), 'bbox_head')]
+    places += [(model, name) for name in ('decode_head', 'bbox_head', 'head')]
+    for owner, name in places:
+        head = getattr(owner, name, None)
         head = head[-1] if isinstance(head, nn.ModuleList) else head
+        if name == 'decode_head' and getattr(head, 'out_channels', None) == 1:
+            return 2  # on either side of a threshold; mmseg takes num_classes=1 for it, too
         number = getattr(head, 'num_classes', None)
         if number is not None:
             return number

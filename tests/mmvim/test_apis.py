@@ -142,6 +142,21 @@ def test_names_that_are_too_few_are_not_used(segmentor_files, tmp_path):
     assert len(set(meta['palette'])) == 9
 
 
+@pytest.mark.parametrize('num_classes', [1, 2])
+def test_one_output_channel_tells_two_classes_apart(segmentor_files, tmp_path, num_classes):
+    cfg = Config.fromfile(segmentor_files[0])
+    binary = dict(num_classes=num_classes, out_channels=1, threshold=0.5)
+    cfg.model.decode_head.update(binary)
+    cfg.model.auxiliary_head.update(binary)
+    cfg.dump(tmp_path / 'config.py')
+    checkpoint = write_checkpoint(tmp_path / 'weights.pth', tmp_path / 'config.py')
+    model = load_model(tmp_path / 'config.py', checkpoint, 'cpu')
+    assert model.dataset_meta['classes'] == ['class 0', 'class 1']
+    assert len(model.dataset_meta['palette']) == 2
+    (sample,) = predict(model, scene(64, 64))
+    assert set(sample.pred_sem_seg.data.unique().tolist()) <= {0, 1}
+
+
 def test_a_checkpoint_must_fill_the_model(segmentor_files, tmp_path):
     config, checkpoint = segmentor_files
     content = torch.load(checkpoint, weights_only=True)
