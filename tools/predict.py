@@ -213,7 +213,10 @@ def main() -> None:
     sources, skipped = find_pictures(args.inputs, args.out_dir)
     if not sources:
         report_skipped(skipped, args.out_dir)
-        raise UserError('nothing was predicted: there is no picture among the inputs')
+        raise UserError(
+            'nothing was predicted: there is no picture among the inputs outside of --out-dir '
+            f'{args.out_dir}'
+        )
     model = load_model(args.config, args.checkpoint, args.device, args.cfg_options)
     scope = model.cfg.default_scope
     if args.score_thr is not None and scope != 'mmdet':

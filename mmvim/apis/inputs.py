@@ -33,7 +33,8 @@ class Skipped(NamedTuple):
 def find_pictures(inputs: Sequence[str], out_dir: Path) -> tuple[list[Source], list[Skipped]]:
     """Find pictures, each once, in the order of the inputs and of their names.
 
-    Folders are searched with all below them, except hidden files and what lies in ``out_dir``.
+    Folders are searched with all below them and linked there, except hidden files and what lies in
+    ``out_dir``.
     Results are called as the picture within the folder that was given, without its suffix. Where
     two would be called alike, they keep the suffix, and where that is not enough the folders by
     which they differ.
@@ -51,35 +52,35 @@ def find_pictures(inputs: Sequence[str], out_dir: Path) -> tuple[list[Source], l
     seen = set()
     out_dir = out_dir.resolve()
     for given in inputs:
-        found = list(_expand(given))
-        if not found:
+        errors: dict[Path, str] = {}
+        found = list(_expand(given, errors))
+        skipped |= errors
+        if not found and not errors:
             skipped[Path(given)] = 'there is no such file or folder'
         for path, name in found:
-            place = path.resolve()
+            place = Path(os.path.realpath(path))  # resolve() fails at a link to itself
             within = place.is_relative_to(out_dir)
             if place in seen or (within and path != Path(given)):
                 continue
             seen.add(place)
             if within:
                 skipped[path] = 'it lies in the folder for results'
-            elif is_picture(path):
-                pictures[path] = name
-            else:
+            elif not is_picture(path):
                 skipped[path] = f'unknown type {path.suffix}'.rstrip()
+            elif path.is_file():
+                pictures[path] = name
+            else:  # a link to nothing, or a pipe, which one would wait for
+                skipped[path] = 'it is no file'
     names = _names(pictures)
     return [Source(*item) for item in names.items()], [Skipped(*item) for item in skipped.items()]
 
 
-def _expand(given: str) -> Iterator[tuple[Path, PurePath]]:
-    """Files, and what they are called within the input."""
+def _expand(given: str, errors: dict[Path, str]) -> Iterator[tuple[Path, PurePath]]:
+    """Files, and what they are called within the input; ``errors`` gets folders that are locked."""
     path = Path(given).expanduser()
     if path.is_dir():
-        for folder, folders, files in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith('.'))
-            for name in sorted(files):
-                if not name.startswith('.'):
-                    file = Path(folder, name)
-                    yield file, file.relative_to(path)
+        for file in _walk(path, errors):
+            yield file, file.relative_to(path)
     elif path.exists():
         yield path, PurePath(path.name)
     elif glob.has_magic(given):
@@ -88,10 +89,31 @@ def _expand(given: str) -> Iterator[tuple[Path, PurePath]]:
         root = Path(*parts[:fixed])
         for match in map(Path, sorted(glob.glob(str(path), recursive=True))):
             within = match.relative_to(root)
-            if match.is_file():
-                yield match, within
+            if match.is_dir():
+                yield from (
+                    (file, within / file.relative_to(match)) for file in _walk(match, errors)
+                )
             else:
-                yield from ((file, within / name) for file, name in _expand(str(match)))
+                yield match, within
+
+
+def _walk(root: Path, errors: dict[Path, str]) -> Iterator[Path]:
+    """Files of a folder and of those below it, linked ones last, each folder once."""
+
+    def note(error: OSError) -> None:
+        errors[Path(error.filename)] = error.strerror or str(error)
+
+    seen = {root.resolve()}
+    for place, names, files in os.walk(root, onerror=note, followlinks=True):
+        folder = Path(place)
+        shown = sorted(name for name in names if not name.startswith('.'))
+        names.clear()
+        for name in sorted(shown, key=lambda name: (folder / name).is_symlink()):
+            where = (folder / name).resolve()
+            if where not in seen:
+                seen.add(where)
+                names.append(name)
+        yield from (folder / name for name in sorted(files) if not name.startswith('.'))
 
 
 def _names(pictures: dict[Path, PurePath]) -> dict[Path, PurePath]:

@@ -1,5 +1,7 @@
 """Which pictures files, folders and patterns mean, and what their results are called."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,40 @@ def test_other_types_and_missing_files_are_listed(home):
         'nowhere': 'there is no such file or folder',
         'no*.jpg': 'there is no such file or folder',
     }
+
+
+def test_linked_folders_are_searched_but_not_round_and_round(home):
+    (home / 'trip/friends').symlink_to(home / 'work')
+    (home / 'work/again').symlink_to(home / 'trip')
+    (home / 'trip/a-link').symlink_to(home / 'trip/day 2')
+    names = found('trip')
+    assert names['trip/friends/a.jpg'] == 'friends/a'
+    assert names['trip/day 2/a.jpg'] == 'day 2/a'  # not as the link calls it
+    assert len(names) == 5
+
+
+def test_what_cannot_be_opened_is_listed(home, monkeypatch):
+    os.mkfifo(home / 'trip/pipe.jpg')
+    (home / 'trip/gone.jpg').symlink_to('nowhere')
+    (home / 'trip/loop.jpg').symlink_to('loop.jpg')
+    scandir = os.scandir
+
+    def locked(path):
+        if Path(path).name == 'day 2':
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', locked)
+    sources, skipped = find_pictures(['trip'], Path('out'))
+    assert [source.path.name for source in sources] == ['a.jpg', 'b.jpg']
+    assert {path.name: reason for path, reason in skipped} == {
+        'pipe.jpg': 'it is no file',
+        'gone.jpg': 'it is no file',
+        'loop.jpg': 'it is no file',
+        'day 2': 'Permission denied',
+    }
+    _, skipped = find_pictures(['trip/g*.jpg'], Path('out'))
+    assert skipped == [(Path('trip/gone.jpg'), 'it is no file')]
 
 
 def test_patterns_keep_the_folders_that_they_leave_open(home):

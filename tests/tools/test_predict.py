@@ -132,6 +132,9 @@ def test_nothing_predicted_is_an_error(photos, segmentor, command, tmp_path, cap
     with pytest.raises(SystemExit, match='nothing was predicted: there is no picture'):
         command(*segmentor, photos / 'notes.txt', tmp_path / 'none')
     assert 'notes.txt: unknown type .txt' in capsys.readouterr().out
+    (tmp_path / 'a.png').touch()
+    with pytest.raises(SystemExit, match='no picture among the inputs outside of --out-dir .$'):
+        command(*segmentor, '.', '--out-dir', '.')
     with pytest.raises(SystemExit, match='nothing was predicted: 1 skipped'):
         command(*segmentor, photos / 'cut.jpg')
     assert 'cut.jpg: broken, or no picture' in capsys.readouterr().out
