@@ -10,7 +10,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
-from mmvim.models.file_weights import plain_name, read_weights
+from mmvim.models.file_weights import plain_name, read_weights, refuse_other_kinds
 from mmvim.models.plain_backbone import PlainBackbone
 from mmvim.models.pretrained import fit_state_dict
 from mmvim.utils import CheckpointError
@@ -83,7 +83,8 @@ def fit_checkpoint(
 
     Raises:
         mmvim.utils.CheckpointError: The file holds another architecture, or parameters of the
-            backbone are missing, left over or of another shape.
+            backbone are missing, left over or of another shape, or an entry does not hold real
+            numbers.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
@@ -101,14 +102,15 @@ def fit_checkpoint(
         file.notes.append(f'names are those below {outside}*')
         file, held = file.below(outside), prefix
     own = file.below(held)
-    wanted = {plain_name(key): key for key in model.state_dict()}
+    full = model.state_dict()
+    wanted = {plain_name(key): key for key in full}
     others: dict = {}
     if held == prefix:
         others = {k: v for k, v in file.entries.items() if not f'{k}.'.startswith(prefix)}
     else:
         for part in ('weight', 'bias'):
             head, fc = own.entries.get(f'head.{part}'), wanted.get(f'head.fc.{part}')
-            if head is not None and fc is not None and head.shape == model.state_dict()[fc].shape:
+            if head is not None and fc is not None and head.shape == full[fc].shape:
                 others[f'head.fc.{part}'] = own.entries.pop(f'head.{part}')
         names = f'{prefix}*{" and head.fc.*" if others else ""}'
         left = len(file.entries) - len(own.entries) - len(others)
@@ -116,6 +118,7 @@ def fit_checkpoint(
             f'names translated{f" from {held}*" if held else ""} to {names}'
             + (f', {left} others ignored' if left else '')
         )
+    refuse_other_kinds(others, {plain: full[key] for plain, key in wanted.items()}, source)
     fitted = fit_state_dict(backbone, own, source, grid, bands)
     entries = {**{prefix + k: v for k, v in fitted.items()}, **others}
     state_dict = OrderedDict((wanted.get(k, k), v) for k, v in entries.items())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from mmvim.utils import CheckpointError
 
-__all__ = ['FileWeights', 'plain_name', 'read_weights']
+__all__ = ['FileWeights', 'plain_name', 'read_weights', 'refuse_other_kinds']
 
 # Every backbone of this project has it, under this name in every file.
 ANCHOR = 'patch_embed.proj.weight'
@@ -154,3 +155,29 @@ def _under_plain_names(entries: dict[str, Tensor], source: str) -> dict[str, Ten
             raise CheckpointError(f'{source} holds {name} more than once, also as {key}')
         plain[name] = value
     return plain
+
+
+def refuse_other_kinds(entries: dict, own: dict[str, Tensor], source: str) -> None:
+    """Refuse entries that loading would turn into other numbers in silence, or not at all.
+
+    Args:
+        entries (dict): What a file has.
+        own (dict[str, Tensor]): What a model has, under the same names.
+        source (str): Name of the file, for messages.
+
+    Raises:
+        mmvim.utils.CheckpointError: An entry is an integer, boolean or complex tensor where the
+            model has real numbers, or is quantised, sparse or without data.
+    """
+    for name, value in entries.items():
+        if name not in own or not isinstance(value, Tensor):
+            continue
+        kind = None
+        if value.is_meta:
+            kind = 'without data'
+        elif value.layout != torch.strided:
+            kind = str(value.layout)
+        elif own[name].is_floating_point() and not value.is_floating_point():  # or quantised
+            kind = str(value.dtype)
+        if kind is not None:
+            raise CheckpointError(f'{source}: {name} is {kind}, not {own[name].dtype}')

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmvim.utils import CheckpointError, load_checkpoint
 
-from .file_weights import FileWeights, read_weights
+from .file_weights import FileWeights, read_weights, refuse_other_kinds
 from .sequence import NUM_CLASS_TOKENS
 
 __all__ = ['adapt_state_dict', 'fit_state_dict', 'load_pretrained', 'store_layout']
@@ -97,16 +97,19 @@ def fit_state_dict(
         ValueError: ``grid`` or ``bands`` is none of the choices.
         mmvim.utils.CheckpointError: The entries are of another model, or some are missing, left
             over or of another shape; the message names ``source``, the first few of them and how
-            many they are.
+            many they are. Or one does not hold real numbers.
     """
     if bands not in (None, 'mean', 'zero'):
         raise ValueError(f"bands must be 'mean', 'zero' or None, got {bands!r}")
     stored = dict(file.metadata.get('', {}))
+    _check_layout(stored, source)
     if grid is not None:
         stored['grid'] = _pair(grid)
+    own = model.state_dict()
+    refuse_other_kinds(file.entries, own, source)
+    _check_dimensions(file.entries, own, source)
     _check_arch(model, file.entries, source)
     fitted = dict(file.entries)
-    own = model.state_dict()
     done = list(file.notes)
     if bands is not None and fitted[BANDS].shape[1:2] != own[BANDS].shape[1:2]:
         done.append(f'bands {fitted[BANDS].shape[1]} → {own[BANDS].shape[1]} ({bands})')
@@ -150,6 +153,28 @@ def _pair(grid: Sequence[int]) -> tuple[int, int]:
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
         raise ValueError(f'grid must be (rows, columns) of patches, got {grid!r}')
     return sides
+
+
+def _check_dimensions(entries: dict[str, Tensor], own: dict[str, Tensor], source: str) -> None:
+    """Refuse entries of which what follows could not ask for a side; sides are compared later."""
+    for name, value in entries.items():
+        if name in own and value.ndim != own[name].ndim:
+            raise CheckpointError(
+                f'{source}: {name} has shape {tuple(value.shape)}, not {tuple(own[name].shape)}'
+            )
+
+
+def _check_layout(stored: dict, source: str) -> None:
+    """Refuse metadata that :func:`store_layout` does not write."""
+    said = {key: stored[key] for key in ('grid', 'cls_token') if stored.get(key) is not None}
+    try:
+        if 'grid' in said:
+            _pair(said['grid'])
+        sound = isinstance(said.get('cls_token', ''), str)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise CheckpointError(f'{source}: what it says of its grid is {said}')
 
 
 def _fit_bands(kernels: Tensor, wanted: int, how: str) -> Tensor:

@@ -33,7 +33,7 @@ def load_safetensors(filename: str, name: str) -> dict[str, OrderedDict]:
         with safetensors.safe_open(filename, framework='pt', device='cpu') as file:
             state_dict = OrderedDict((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
             said = json.loads((file.metadata() or {}).get(KEY, '{}'))
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise damaged(name, filename, str(error)) from None
     if not isinstance(said, dict) or not all(isinstance(entry, dict) for entry in said.values()):
         raise damaged(name, filename, f'its metadata {KEY!r} is {said}')

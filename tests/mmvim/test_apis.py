@@ -168,7 +168,11 @@ def test_a_checkpoint_must_fill_the_model(segmentor_files, tmp_path):
     torch.save({'state_dict': headless}, tmp_path / 'headless.pth')
     with pytest.raises(CheckpointError, match='not have all of the model: decode_head.conv_seg'):
         load_model(config, tmp_path / 'headless.pth', 'cpu')
-    other = dict(weights, **{'decode_head.conv_seg.weight': torch.zeros(150, 16, 1, 1)})
+    name = 'decode_head.conv_seg.weight'
+    torch.save({'state_dict': dict(weights, **{name: weights[name].char()})}, tmp_path / 'int8.pth')
+    with pytest.raises(CheckpointError, match=f'{name} is torch.int8, not torch.float32'):
+        load_model(config, tmp_path / 'int8.pth', 'cpu')
+    other = dict(weights, **{name: torch.zeros(150, 16, 1, 1)})
     torch.save({'state_dict': other}, tmp_path / 'other.pth')
     with pytest.raises(CheckpointError, match='not one of this config: size mismatch for decode_h'):
         load_model(config, tmp_path / 'other.pth', 'cpu')

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
+from tiny_models import SEGMENTOR, write_checkpoint, write_config
 
 import mmvim  # noqa: F401  (registers the models)
 from mmvim import VisionMamba
@@ -121,6 +122,20 @@ def test_own_segmentors_are_checked_too(official, tmp_path):
     torch.save({'state_dict': entries, 'meta': {}}, tmp_path / 'iter_1.pth')
     with pytest.raises(CheckpointError, match="holds arch 'tiny'"):
         load(cfg, str(tmp_path / 'iter_1.pth'), tmp_path)
+
+
+def test_a_neck_of_another_kind_is_left_out(tmp_path):
+    config = write_config(tmp_path / 'config.py', SEGMENTOR)
+    path = write_checkpoint(tmp_path / 'other.pth', config)
+    content = torch.load(path, weights_only=True)
+    weights, name = content['state_dict'], 'backbone.layers.0.mixer.D'
+    weights[name].fill_(7)
+    for key in weights:
+        if key.startswith('neck.'):
+            weights[key] = torch.zeros(*weights[key].shape, 2)
+    torch.save(content, path)
+    model, _ = load(Config.fromfile(config), str(path), tmp_path)
+    assert (model.state_dict()[name] == 7).all()
 
 
 def test_weights_alone_cannot_be_resumed(official, tmp_path):

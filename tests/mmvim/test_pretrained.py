@@ -96,6 +96,60 @@ def test_missing_and_left_over_keys_are_named_and_counted(official):
         build(official, directions='none')
 
 
+@pytest.mark.parametrize(
+    'change, reason',
+    [
+        (lambda x: (10 * x).to(torch.int8), 'is torch.int8, not torch.float32'),
+        (lambda x: x > 0, 'is torch.bool, not torch.float32'),
+        (lambda x: x * 1j, 'is torch.complex64, not torch.float32'),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), 'is torch.qint8'),
+        (lambda x: x.to_sparse(), 'is torch.sparse_coo'),
+        (lambda x: x.to('meta'), 'is without data'),
+    ],
+)
+@pytest.mark.parametrize('name', ['pos_embed', 'layers.1.mixer.D'])
+def test_what_would_become_other_numbers_is_refused(official, name, change, reason):
+    content = torch.load(official, weights_only=True)
+    content['model'][name] = change(content['model'][name])
+    torch.save(content, official)
+    with pytest.raises(CheckpointError, match=f'vim_t_midclstok.pth: {name} {reason}'):
+        build(official)
+
+
+@pytest.mark.parametrize('shape', [(), (3,), (0,), (1, 197, 16, 1)])
+@pytest.mark.parametrize('name', ['pos_embed', 'patch_embed.proj.weight', 'layers.1.mixer.D'])
+@pytest.mark.parametrize('bands', [None, 'mean'])
+def test_another_number_of_dimensions_is_told(official, name, shape, bands):
+    model = build(cls_token=None)
+    content = torch.load(official, weights_only=True)
+    content['model'][name] = torch.ones(shape)
+    if shape and content['model'][name].ndim == model.state_dict()[name].ndim:
+        pytest.skip('not another number')
+    torch.save(content, official)
+    with pytest.raises(CheckpointError, match=f'{name} has shape'):
+        load_pretrained(model, str(official), bands=bands)
+
+
+@pytest.mark.parametrize(
+    'said', [dict(grid='ab'), dict(grid=[0, 4]), dict(grid=[14.0, 14.0]), dict(cls_token=['head'])]
+)
+def test_nonsense_about_the_grid_is_told(tmp_path, said):
+    weights = build(cls_token='head').state_dict()
+    weights._metadata[''].update(said)
+    torch.save({'state_dict': weights}, tmp_path / 'lies.pth')
+    with pytest.raises(CheckpointError, match='lies.pth: what it says of its grid is'):
+        build(tmp_path / 'lies.pth', cls_token='head')
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions_are_converted(official, dtype):
+    content = torch.load(official, weights_only=True)
+    weights = {key: value.to(dtype) for key, value in content['model'].items()}
+    torch.save({'model': weights}, official)
+    name = 'layers.1.mixer.D'
+    assert torch.equal(build(official).state_dict()[name], weights[name].float())
+
+
 def test_files_of_other_models_are_told_apart(tmp_path):
     torch.save({'conv1.weight': torch.rand(1), 'fc.bias': torch.rand(1)}, tmp_path / 'resnet.pth')
     with pytest.raises(ValueError, match='holds no VisionMamba weights.*conv1'):

@@ -71,8 +71,11 @@ def test_damage_and_lies_are_told(tmp_path):
     weights = {key: value.contiguous() for key, value in build((4, 4)).state_dict().items()}
     for said in ({'': {'grid': 'x'}}, {'': {'grid': [5, 5], 'cls_token': 'head'}}, [1], {'': 3}):
         save_file(weights, tmp_path / 'lies.safetensors', {'mmvim': json.dumps(said)})
-        with pytest.raises(ValueError, match=r'lies.safetensors|grid must be'):
+        with pytest.raises(CheckpointError, match='lies.safetensors'):
             build((4, 4), tmp_path / 'lies.safetensors')
+    save_file(weights, tmp_path / 'deep.safetensors', {'mmvim': 100_000 * '['})
+    with pytest.raises(CheckpointError, match='deep.safetensors cannot be read'):
+        build((4, 4), tmp_path / 'deep.safetensors')
 
 
 def test_without_the_package_the_error_says_how_to_install_it(tmp_path, monkeypatch):
