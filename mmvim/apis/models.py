@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -80,6 +84,9 @@ def _device(name: str | torch.device | None) -> torch.device:
 
 def _fill(model: nn.Module, content: dict, source: str) -> None:
     """Load the weights; what mmengine only warns of would be predictions by chance."""
+    weights = content.get('state_dict', content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict):
+        raise CheckpointError(f'checkpoint {source} holds no weights')
     fit_checkpoint(model, content, source)
     weights = content.get('state_dict', content)
     try:
@@ -99,26 +106,39 @@ def _fill(model: nn.Module, content: dict, source: str) -> None:
 
 def _names_and_colours(model: nn.Module, content: dict, config: Config) -> dict:
     """The first of the sources that has one for each class of the model."""
-    meta = content.get('meta') or {}
-    sources = [meta.get('dataset_meta') or {}, meta]  # of mmseg and mmdet before 1.0 and 3.0, too
+    meta = _dict(content.get('meta'))
+    sources = [_dict(meta.get('dataset_meta')), meta]  # of mmseg and mmdet before 1.0 and 3.0, too
     with DATASETS.switch_scope_and_registry(config.default_scope) as registry:
         for dataset in inner_datasets(config):
             kind = dataset.get('type')
             kind = registry.get(kind) if isinstance(kind, str) else kind
-            sources += [dataset.get('metainfo') or {}, getattr(kind, 'METAINFO', {})]
+            sources += [_dict(dataset.get('metainfo')), getattr(kind, 'METAINFO', {})]
     sources = [{str(key).lower(): value for key, value in source.items()} for source in sources]
     count = _num_classes(model)
 
-    def first(key: str):
+    def first(key: str, is_one: Callable[[Any], bool]):
         found = (source.get(key) for source in sources)
-        lists = [list(value) for value in found if isinstance(value, list | tuple)]
-        return next((value for value in lists if count in (None, len(value))), None)
+        lists = [v for v in found if isinstance(v, list | tuple) and all(map(is_one, v))]
+        return next((list(value) for value in lists if count in (None, len(value))), None)
 
-    classes = first('classes') or [f'class {k}' for k in range(count or 0)]
-    palette = first('palette') if count is not None else None
+    classes = first('classes', lambda name: isinstance(name, str))
+    classes = classes or [f'class {k}' for k in range(count or 0)]
+    palette = first('palette', _is_colour) if count is not None else None
     if palette is None or len(palette) != len(classes):
         palette = _distinct_colours(len(classes))
     return dict(classes=classes, palette=[tuple(map(int, colour)) for colour in palette])
+
+
+def _dict(value) -> dict:
+    """What a file should have a dict for, an empty one where it has none."""
+    return value if isinstance(value, dict) else {}
+
+
+def _is_colour(value) -> bool:
+    """Whether it is three numbers that a byte holds."""
+    if not isinstance(value, list | tuple | np.ndarray) or len(value) != 3:
+        return False
+    return all(isinstance(part, Real) and 0 <= part <= 255 for part in value)
 
 
 def _num_classes(model: nn.Module) -> int | None:

@@ -142,6 +142,39 @@ def test_names_that_are_too_few_are_not_used(segmentor_files, tmp_path):
     assert len(set(meta['palette'])) == 9
 
 
+@pytest.mark.parametrize(
+    'meta',
+    [
+        3,
+        [1],
+        dict(dataset_meta=5),
+        dict(dataset_meta=dict(classes=5)),
+        dict(dataset_meta=dict(classes=[['a']] * 7, palette=[1] * 7)),
+        dict(dataset_meta=dict(palette=[[1, 2]] * 7)),
+        dict(dataset_meta=dict(palette=[[300, 0, 0]] * 7)),
+        dict(dataset_meta=dict(palette=[['red', 'red', 'red']] * 7)),
+    ],
+)
+def test_names_and_colours_that_are_none_are_not_used(segmentor_files, tmp_path, meta):
+    config, checkpoint = segmentor_files
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(dict(content, meta=meta), tmp_path / 'odd.pth')
+    found = load_model(config, tmp_path / 'odd.pth', 'cpu').dataset_meta
+    assert found == dict(classes=list(CLASSES), palette=[tuple(c) for c in PALETTE])
+
+
+def test_what_is_no_checkpoint_is_told_for_any_backbone(segmentor_files, tmp_path):
+    cfg = Config.fromfile(segmentor_files[0])
+    cfg.model.backbone = dict(type='ResNet', depth=18, base_channels=8)
+    cfg.model.neck = None
+    cfg.model.decode_head.in_channels = [8, 16, 32, 64]
+    cfg.model.auxiliary_head = None
+    for content in ([], 3, dict(state_dict=None), dict(state_dict=[])):
+        torch.save(content, tmp_path / 'none.pth')
+        with pytest.raises(CheckpointError, match='none.pth holds no weights'):
+            load_model(cfg, tmp_path / 'none.pth', 'cpu')
+
+
 @pytest.mark.parametrize('num_classes', [1, 2])
 def test_one_output_channel_tells_two_classes_apart(segmentor_files, tmp_path, num_classes):
     cfg = Config.fromfile(segmentor_files[0])
