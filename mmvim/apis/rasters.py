@@ -65,6 +65,12 @@ class Raster:
             )
         if types not in ({'uint8'}, {'uint16'}):
             raise PictureError(f'its samples must be uint8 or uint16, got {", ".join(types)}')
+        # GDAL gives both of these as they are stored.
+        bits = dataset.tags(self.bands[0], ns='IMAGE_STRUCTURE').get('NBITS', '8')
+        if types == {'uint8'} and bits != '8':
+            raise PictureError(f'its samples have {bits} bits: convert it to 8')
+        if dataset.tags(ns='IMAGE_STRUCTURE').get('MINISWHITE') == 'YES':
+            raise PictureError('0 is white in it: convert it to one in which 0 is black')
 
     @property
     def has_holes(self) -> bool:
@@ -148,8 +154,8 @@ def predict_raster(
 
     Raises:
         PictureError: The file is no GeoTIFF, or its samples are none of these.
-        UserError: The model cannot be taken apart like this, rasterio is missing, or an argument
-            is of the other way.
+        UserError: The model cannot be taken apart like this, rasterio is missing, an argument is
+            of the other way, or ``target`` is ``source``.
     """
     if find_spec('rasterio') is None:
         raise UserError(
@@ -163,6 +169,8 @@ def predict_raster(
     source, target = Path(source), Path(target)
     if not source.is_file():
         raise PictureError('there is no such file')
+    if target.exists() and target.samefile(source):
+        raise UserError(f'target is the raster itself, which its labels would replace: {target}')
     parts = target.with_name(f'{target.name}.parts')
     with rasterio.Env(**OPTIONS):
         try:

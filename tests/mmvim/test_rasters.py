@@ -94,12 +94,24 @@ def test_sixteen_bits_need_their_depth(model, tmp_path):
         (np.zeros((5, 64, 64), np.uint8), dict(photometric='minisblack'), 'bands must be'),
         (np.zeros((3, 64, 64), np.float32), dict(photometric='rgb'), 'uint8 or uint16'),
         (np.zeros((1, 64, 64), np.int16), {}, 'uint8 or uint16'),
+        (np.zeros((1, 64, 64), np.uint8), dict(nbits=4), 'its samples have 4 bits'),
+        (np.zeros((1, 64, 64), np.uint8), dict(photometric='miniswhite'), '0 is white'),
     ],
 )
 def test_other_samples_are_refused(model, tmp_path, bands, profile, reason):
     source = write_raster(tmp_path / 'in.tif', bands, **profile)
     with pytest.raises(PictureError, match=reason):
         predict_raster(model, source, tmp_path / 'out.tif')
+
+
+def test_a_raster_is_not_replaced_by_its_labels(model, tmp_path):
+    source = write_raster(tmp_path / 'in.tif', np.zeros((1, 64, 64), np.uint8))
+    before = source.read_bytes()
+    (tmp_path / 'link.tif').symlink_to(source)
+    for target in (source, tmp_path / 'link.tif'):
+        with pytest.raises(UserError, match='target is the raster itself'):
+            predict_raster(model, source, target)
+    assert source.read_bytes() == before
 
 
 def test_a_palette_is_refused(model, tmp_path):
