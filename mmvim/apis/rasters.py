@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
+from mmengine.config import Config
 from torch import nn
 
 from mmvim.utils.launch import UserError
@@ -287,7 +289,9 @@ class Labels:
 
 def _weights(model: nn.Module) -> str:
     """A short text that differs from that of other weights and settings."""
-    digest = hashlib.sha256(repr(model).encode())
-    for value in model.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
+    cfg = cast(Config, model.cfg)
+    digest = hashlib.sha256(f'{model} {cfg.model}'.encode())
+    # Some buffers are not among the weights, as the mean that is taken from pixels.
+    for value in (*model.state_dict().values(), *model.buffers()):
+        digest.update(value.cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

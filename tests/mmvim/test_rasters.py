@@ -175,6 +175,33 @@ def test_windows_and_the_whole_leave_each_other_nothing(model, tmp_path):
         assert differing(file.read(1), model, picture) > 0.01  # windows do not see the whole
 
 
+@pytest.mark.parametrize(
+    'setting',
+    [
+        {'model.data_preprocessor.mean': [0.0, 0.0, 0.0]},
+        {'model.decode_head.in_index': [3, 2, 1, 0]},
+    ],
+)
+def test_another_setting_of_the_same_weights_begins_anew(files, model, tmp_path, setting):
+    other = load_model(*files, device='cpu', options=setting)
+    picture = scene(64, 192)
+    source = write_raster(tmp_path / 'in.tif', picture.transpose(2, 0, 1), photometric='rgb')
+    target = tmp_path / 'out.tif'
+
+    def stopping(items, what):
+        for k, item in enumerate(items):
+            if what == 'labels' and k == 2:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(model, source, target, tile=64, track=stopping)
+    predict_raster(other, source, target, tile=64)
+    with rasterio.open(target) as file:
+        labels = file.read(1)
+    assert differing(labels, other, picture) < 1e-3 < 0.1 < differing(labels, model, picture)
+
+
 def test_windows_leave_pixels_without_data(model, tmp_path):
     bands = scene(64, 96).transpose(2, 0, 1).copy()
     bands[:, :20, :30] = 7
