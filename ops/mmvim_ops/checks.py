@@ -217,6 +217,11 @@ def check_segment(out, state, direction: Direction, z) -> None:
     u, A = direction.u, direction.A
     check_tensor('out', out, u)
     check_shape('out', out, tuple(u.shape), '(batch, channels, length)')
+    if any(step == 0 and side > 1 for step, side in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError(
+            'out must have memory of its own for each element, got one that is expanded: shape '
+            f'{tuple(out.shape)}, strides {out.stride()}'
+        )
     check_tensor('state', state, u)
     check_shape('state', state, (*u.shape[:2], A.shape[1]), '(batch, channels, states)')
     for name, x, dtype in (('out', out, u.dtype), ('state', state, compute_dtype(u.dtype))):

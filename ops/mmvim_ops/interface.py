@@ -201,7 +201,8 @@ def scan_segment_(
     gives; for ``reverse`` that order is from the last segment to the first. For inference only.
 
     Args:
-        out (Tensor): (batch, channels, length), changed in place; dtype of ``u``, any strides.
+        out (Tensor): (batch, channels, length), changed in place; dtype of ``u``, any strides but
+            those of an expanded tensor.
         state (Tensor): (batch, channels, states), changed in place; contiguous, float32 (float64
             for float64 arguments).
         direction (Direction): ``u``, ``delta``, A, ``B``, ``C``, ``D`` and ``delta_bias`` of the

@@ -78,6 +78,7 @@ def arguments_of_a_segment():
     [
         (lambda out, state: (out[..., 1:], state), ValueError, 'out must have shape'),
         (lambda out, state: (out.half(), state), TypeError, 'out must be torch.float32'),
+        (lambda out, state: (out[:, :1].expand_as(out), state), ValueError, 'of its own'),
         (lambda out, state: (out, state[..., 1:]), ValueError, 'state must have shape'),
         (lambda out, state: (out, state.bfloat16()), TypeError, 'state must be torch.float32'),
         (lambda out, state: (out, state.mT.contiguous().mT), ValueError, 'must be contiguous'),
