@@ -7,13 +7,15 @@ import torch
 from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 
+from mmvim.utils import preprocessing
+
 __all__ = ['normalise', 'principal_colours', 'receptive_field', 'share_of_area']
 
 
 def normalise(image: np.ndarray, preprocessor: ImgDataPreprocessor) -> Tensor:
-    """(H, W, 3) RGB of uint8 to the network's (1, 3, H, W), by its preprocessor's mean and std."""
+    """(H, W, 3) RGB of uint8 to the network's (1, 3, H, W), as its preprocessor makes them."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
-    return (pixels.to(preprocessor.device) - preprocessor.mean) / preprocessor.std
+    return preprocessing.normalise(preprocessor, pixels.to(preprocessor.device))
 
 
 def receptive_field(backbone: nn.Module, image: Tensor, directions: int = 8) -> np.ndarray:

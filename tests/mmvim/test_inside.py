@@ -61,10 +61,15 @@ def test_components_are_colours():
 
 def test_pictures_are_normalised_as_the_network_is_given_them():
     image = np.zeros((2, 3, 3), np.uint8)
-    image[..., 1] = 30
-    values = normalise(image, ImgDataPreprocessor(mean=[1, 10, 100], std=[1, 2, 4]))
+    image[..., 0], image[..., 1] = 7, 30
+    settings = dict(mean=[1, 10, 100], std=[1, 2, 4])
+    values = normalise(image, ImgDataPreprocessor(**settings, bgr_to_rgb=True))
     assert values.shape == (1, 3, 2, 3)
-    assert values[0, :, 1, 2].tolist() == [-1, 10, -25]
+    assert values[0, :, 1, 2].tolist() == [6, 10, -25]
+    # Without the exchange a network gets blue first, as OpenMMLab's loaders give it.
+    values = normalise(image, ImgDataPreprocessor(**settings))
+    assert values[0, :, 1, 2].tolist() == [-1, 10, -93 / 4]
+    assert normalise(image, ImgDataPreprocessor())[0, :, 1, 2].tolist() == [0, 30, 7]
 
 
 def test_tokens_have_no_receptive_field():
