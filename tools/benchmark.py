@@ -99,9 +99,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             )
     if args.run == 'graph' and (args.device != 'cuda' or args.part not in ('backbone', 'pyramid')):
         parser.error('--run graph needs --device cuda and --part backbone or pyramid')
-    if args.batch_size != 'max' and not args.batch_size.isdigit():
-        parser.error(f"--batch-size must be a number or 'max', got {args.batch_size}")
-    args.batch_size = 0 if args.batch_size == 'max' else max(1, int(args.batch_size))
+    if args.batch_size != 'max' and not (args.batch_size.isdecimal() and int(args.batch_size)):
+        parser.error(f"--batch-size must be a positive number or 'max', got {args.batch_size}")
+    args.batch_size = 0 if args.batch_size == 'max' else int(args.batch_size)
     for name in ('repeat', 'warm_up', 'threads'):
         if getattr(args, name) < 1:
             parser.error(f'--{name.replace("_", "-")} must be at least 1')

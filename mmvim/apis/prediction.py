@@ -19,6 +19,8 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 
+from mmvim.models.arguments import integer
+
 from .pictures import read_picture, to_rgb
 from .pipelines import build_pipeline
 
@@ -54,7 +56,9 @@ def predict(
     Raises:
         PictureError: A file or an array is no picture.
         UserError: The config's test pipeline is not one for single pictures.
+        TypeError, ValueError: ``batch_size`` is no positive integer.
     """
+    batch_size = integer('batch_size', batch_size)
     if isinstance(pictures, str | Path | np.ndarray):
         pictures = [pictures]
     samples = []

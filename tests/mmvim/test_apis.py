@@ -96,6 +96,9 @@ def test_a_picture_in_a_batch_is_predicted_as_if_alone(segmentor, detector):
     for picture, sample in zip(pictures, together, strict=True):
         (alone,) = predict(detector, picture)
         torch.testing.assert_close(sample.pred_instances.bboxes, alone.pred_instances.bboxes)
+    for wrong, error in ((0, ValueError), (-1, ValueError), (2.0, TypeError)):
+        with pytest.raises(error, match='batch_size must be'):
+            predict(segmentor, pictures, batch_size=wrong)
 
 
 def test_files_and_arrays_are_predicted_alike(segmentor, tmp_path):

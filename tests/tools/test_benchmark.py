@@ -219,7 +219,8 @@ def test_out_of_memory_is_a_result(tmp_path):
     ('given', 'message'),
     [
         (['--run', 'graph', '--device', 'cpu'], '--run graph needs --device cuda'),
-        (['--batch-size', 'many'], "--batch-size must be a number or 'max'"),
+        (['--batch-size', 'many'], "--batch-size must be a positive number or 'max'"),
+        (['--batch-size', '0'], "--batch-size must be a positive number or 'max'"),
         (['--sizes', '8'], '--sizes must be at least one patch'),
         (['--isa', 'avx512', '--device', 'cuda'], '--device cuda'),
         (['--baseline', 'missing.json'], '--baseline'),
