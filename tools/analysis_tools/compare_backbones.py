@@ -239,10 +239,12 @@ def main() -> None:
             missing.append((row, seed))
         else:
             results[row][seed] = result
-    comparison.work_dir.mkdir(parents=True, exist_ok=True)
-    tables = comparison.write(results, seeds)
+    missing = missing[: args.max_runs]
+    if not missing:
+        comparison.work_dir.mkdir(parents=True, exist_ok=True)
+        tables = comparison.write(results, seeds)
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = {pool.submit(comparison.run, *run): run for run in missing[: args.max_runs]}
+        runs = {pool.submit(comparison.run, *run): run for run in missing}
         try:
             for finished in as_completed(runs):
                 row, seed = runs[finished]
