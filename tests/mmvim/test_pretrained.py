@@ -116,15 +116,24 @@ def test_what_would_become_other_numbers_is_refused(official, name, change, reas
         build(official)
 
 
-@pytest.mark.parametrize('shape', [(), (3,), (0,), (1, 197, 16, 1)])
-@pytest.mark.parametrize('name', ['pos_embed', 'patch_embed.proj.weight', 'layers.1.mixer.D'])
+@pytest.mark.parametrize(
+    ('name', 'shape'),
+    [
+        (name, shape)
+        for name, dimensions in (
+            ('pos_embed', 3),
+            ('patch_embed.proj.weight', 4),
+            ('layers.1.mixer.D', 1),
+        )
+        for shape in ((), (3,), (0,), (1, 197, 16, 1))
+        if len(shape) != dimensions
+    ],
+)
 @pytest.mark.parametrize('bands', [None, 'mean'])
 def test_another_number_of_dimensions_is_told(official, name, shape, bands):
     model = build(cls_token=None)
     content = torch.load(official, weights_only=True)
     content['model'][name] = torch.ones(shape)
-    if shape and content['model'][name].ndim == model.state_dict()[name].ndim:
-        pytest.skip('not another number')
     torch.save(content, official)
     with pytest.raises(CheckpointError, match=f'{name} has shape'):
         load_pretrained(model, str(official), bands=bands)

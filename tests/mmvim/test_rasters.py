@@ -147,6 +147,18 @@ def test_a_stopped_raster_goes_on(model, tmp_path, monkeypatch):
         assert differing(file.read(1), model, picture) < 1e-3
 
 
+def stop_at(tile):
+    """A progress bar in which someone stops the call at one of the tiles of labels."""
+
+    def track(items, what):
+        for k, item in enumerate(items):
+            if what == 'labels' and k == tile:
+                raise KeyboardInterrupt
+            yield item
+
+    return track
+
+
 def test_windows_and_the_whole_leave_each_other_nothing(model, tmp_path):
     picture = scene(64, 160)
     source = write_raster(tmp_path / 'in.tif', picture.transpose(2, 0, 1), photometric='rgb')
@@ -154,12 +166,7 @@ def test_windows_and_the_whole_leave_each_other_nothing(model, tmp_path):
     predict_raster(model, source, tmp_path / 'expected.tif', **windows)
     target = tmp_path / 'out.tif'
 
-    def stopping(items, what):
-        for k, item in enumerate(items):
-            if what == 'labels' and k == 1:
-                raise KeyboardInterrupt
-            yield item
-
+    stopping = stop_at(1)
     with pytest.raises(KeyboardInterrupt):
         predict_raster(model, source, target, tile=64, track=stopping)
     assert (tmp_path / 'out.tif.parts' / 'maps.json').exists()
@@ -188,14 +195,8 @@ def test_another_setting_of_the_same_weights_begins_anew(files, model, tmp_path,
     source = write_raster(tmp_path / 'in.tif', picture.transpose(2, 0, 1), photometric='rgb')
     target = tmp_path / 'out.tif'
 
-    def stopping(items, what):
-        for k, item in enumerate(items):
-            if what == 'labels' and k == 2:
-                raise KeyboardInterrupt
-            yield item
-
     with pytest.raises(KeyboardInterrupt):
-        predict_raster(model, source, target, tile=64, track=stopping)
+        predict_raster(model, source, target, tile=64, track=stop_at(2))
     predict_raster(other, source, target, tile=64)
     with rasterio.open(target) as file:
         labels = file.read(1)
