@@ -291,7 +291,7 @@ def _weights(model: nn.Module) -> str:
     """A short text that differs from that of other weights and settings."""
     cfg = cast(Config, model.cfg)
     digest = hashlib.sha256(f'{model} {cfg.model}'.encode())
-    # Some buffers are not among the weights, as the mean that is taken from pixels.
-    for value in (*model.state_dict().values(), *model.buffers()):
-        digest.update(value.cpu().flatten().view(torch.uint8).numpy().tobytes())
+    # Some buffers are not in the state dict, as the mean that is taken from pixels.
+    for value in (*model.parameters(), *model.buffers()):
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -38,9 +38,9 @@ def linear(
     ours = selected(backend) in (None, 'cpp') and cpp.takes(x, weight, bias)
     if ours and not in_forward_mode():
         return torch.ops.mmvim_ops.cpp_linear(x, weight, bias)
-    image = x.transpose(1, 2).unsqueeze(2)  # (B, in, 1, L)
     if x.shape[0] == 1 and x.numel() <= FEW:
         return F.linear(x, weight, bias)
+    image = x.transpose(1, 2).unsqueeze(2)  # (B, in, 1, L)
     # Dilation does nothing to a kernel of one pixel, but lets torch ask oneDNN on one thread, too.
     image = F.conv2d(image, weight[:, :, None, None], bias, dilation=2)  # (B, out, 1, L)
     return image.squeeze(2).transpose(1, 2)  # (B, L, out)
