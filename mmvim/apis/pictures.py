@@ -108,6 +108,8 @@ def _decode(image: Image.Image, path: Path, depth: int | None) -> Picture:
         notes.append('only the first of several pages or frames was read')
     if _is_deep(image):
         samples = _deep_samples(image, path)
+        if 'transparency' in image.info:
+            samples = _with_alpha(samples, image.info['transparency'])
         depth = depth or _bits(samples)
         notes.append(f'16-bit samples were read as {depth}-bit')
         return Picture(to_rgb(samples, depth), tuple(notes))
@@ -116,6 +118,7 @@ def _decode(image: Image.Image, path: Path, depth: int | None) -> Picture:
             f'its samples are 32-bit ({image.mode}) and their range is not known; '
             'scale them to 8 or 16 bits'
         )
+    _scale_transparent_grey(image)
     return Picture(_on_white(ImageOps.exif_transpose(image)), tuple(notes))
 
 
@@ -126,13 +129,27 @@ def _on_white(image: Image.Image) -> np.ndarray:
     return np.array(image.convert('RGB'))
 
 
+def _scale_transparent_grey(image: Image.Image) -> None:
+    """Bring a PNG's transparent grey of 2 or 4 bits to 8, as Pillow does with the samples only."""
+    hidden = image.info.get('transparency')
+    if image.format == 'PNG' and isinstance(hidden, int):
+        largest = {'L;2': 3, 'L;4': 15}.get(_decoder_args(image)[0], 255)
+        if hidden <= largest:
+            image.info['transparency'] = hidden * 255 // largest
+
+
+def _decoder_args(image: Image.Image) -> tuple:
+    """What Pillow's decoder is given; for most formats the samples' kind comes first."""
+    tiles = getattr(image, 'tile', None)
+    args = tiles[0].args if tiles else ''
+    return args if isinstance(args, tuple) else (args,)
+
+
 def _is_deep(image: Image.Image) -> bool:
     """Whether samples have 16 bits, of which Pillow keeps 8 where it has no mode for them."""
     if image.mode.startswith('I;16'):
         return True
-    tiles = getattr(image, 'tile', None)
-    args = tiles[0].args if tiles else ''
-    args = args if isinstance(args, tuple) else (args,)
+    args = _decoder_args(image)
     if image.format == 'PPM':  # its arguments end with the largest sample
         return image.mode == 'I' or (isinstance(args[-1], int) and args[-1] > 255)
     return image.format in ('PNG', 'TIFF') and ';16' in str(args[0]) and image.mode != 'I'
@@ -160,6 +177,13 @@ def _deep_samples(image: Image.Image, path: Path) -> np.ndarray:
     return samples if image.format == 'TIFF' else _upright(samples, image.getexif())
 
 
+def _with_alpha(samples: np.ndarray, hidden: int | tuple[int, ...]) -> np.ndarray:
+    """(H, W, 4) RGBA of grey or RGB samples of which one colour is transparent, as PNG has it."""
+    colours = samples if samples.ndim == 3 else np.dstack([samples] * 3)
+    alpha = np.where((colours == hidden).all(-1), 0, 65535).astype(np.uint16)
+    return np.dstack([colours, alpha])
+
+
 def _upright(samples: np.ndarray, exif: Image.Exif) -> np.ndarray:
     """Turn an array as EXIF says; OpenCV does so for TIFF only."""
     orientation = exif.get(ORIENTATION, 1)
@@ -173,10 +197,16 @@ def _upright(samples: np.ndarray, exif: Image.Exif) -> np.ndarray:
 
 
 def _bits(samples: np.ndarray) -> int:
-    """The least usual depth that holds all samples, those of alpha aside."""
-    colours = samples[..., :3] if samples.ndim == 3 else samples
-    used = int(colours.max()).bit_length()
+    """The least usual depth that holds all samples that are seen, those of alpha aside."""
+    used = int(_colours(samples).max()).bit_length()
     return next(depth for depth in DEPTHS if depth >= used)
+
+
+def _colours(samples: np.ndarray) -> np.ndarray:
+    """Samples without alpha, and 0 where it hides all of them: they may be anything there."""
+    if samples.ndim == 3 and samples.shape[2] == 4:
+        return samples[..., :3] * (samples[..., 3:] > 0)
+    return samples
 
 
 def to_rgb(array: np.ndarray, depth: int | None = None) -> np.ndarray:
@@ -211,7 +241,7 @@ def _to_8_bits(samples: np.ndarray, depth: int) -> np.ndarray:
         # Alpha may use all 16 bits beside colours that do not.
         alpha = samples[..., 3]
         alpha = _to_8_bits(alpha, depth if alpha.max() < 2**depth else 16)
-        return np.dstack([_to_8_bits(samples[..., :3], depth), alpha])
+        return np.dstack([_to_8_bits(_colours(samples), depth), alpha])
     if samples.max() >= 2**depth:
         raise PictureError(f'a sample is {samples.max()}, more than {depth} bits hold')
     # A table needs no temporary of floats.

@@ -111,11 +111,22 @@ def write_deep(path, samples: np.ndarray) -> None:
 def write_png_orientation(path, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    body = b'eXIf' + exif.tobytes().removeprefix(b'Exif\0\0')
-    chunk = struct.pack('>I', len(body) - 4) + body + struct.pack('>I', zlib.crc32(body))
+    insert_chunk(path, b'eXIf' + exif.tobytes().removeprefix(b'Exif\0\0'))
+
+
+def write_transparent(path, *colour: int) -> None:
+    """Let a PNG say which of its colours is transparent."""
+    insert_chunk(path, b'tRNS' + struct.pack(f'>{len(colour)}H', *colour))
+
+
+def insert_chunk(path, body: bytes) -> None:
     content = path.read_bytes()
     header = 33  # the signature and the first chunk
-    path.write_bytes(content[:header] + chunk + content[header:])
+    path.write_bytes(content[:header] + chunk(body) + content[header:])
+
+
+def chunk(body: bytes) -> bytes:
+    return struct.pack('>I', len(body) - 4) + body + struct.pack('>I', zlib.crc32(body))
 
 
 def write_tiff(path, samples: np.ndarray, **tags: int) -> None:
@@ -159,6 +170,44 @@ def test_the_transparent_colour_of_a_palette_or_of_grey_shows_white(tmp_path):
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.save(tmp_path / 'palette.png', transparency=0)
     assert read_picture(tmp_path / 'palette.png').tolist() == [[[255] * 3, [40, 50, 60]]]
+
+
+def test_the_transparent_colour_of_16_bits_shows_white_and_says_nothing_of_the_depth(tmp_path):
+    path = tmp_path / 'deep.png'
+    samples = np.array([[819, 65535], [4095, 0]], np.uint16)
+    write_deep(path, samples)
+    write_transparent(path, 65535)
+    write_png_orientation(path, 6)
+    read = load_picture(path)
+    assert read.pixels[..., 0].tolist() == [[255, 51], [0, 255]]
+    assert read.notes == ('16-bit samples were read as 12-bit',)
+
+    colours = np.dstack([samples, samples, np.full_like(samples, 65535)])
+    colours[0, 0, 2] = colours[1, :, 2] = 0
+    write_deep(path, colours)
+    write_transparent(path, 65535, 65535, 65535)
+    for depth in (None, 12):
+        read = read_picture(path, depth)
+        assert read.tolist() == [[[51, 51, 0], [255] * 3], [[255, 255, 0], [0] * 3]]
+
+
+def test_what_alpha_hides_says_nothing_of_the_depth():
+    samples = np.array([[[819, 0, 4095, 65535], [65535, 65535, 65535, 0]]], np.uint16)
+    assert to_rgb(samples).tolist() == to_rgb(samples, 12).tolist() == [[[51, 0, 255], [255] * 3]]
+    assert to_rgb(samples[:, 1:]).tolist() == [[[255] * 3]]
+
+
+@pytest.mark.parametrize('bits, row', [(1, 0b00011011), (2, 0b00011011), (4, 0x5A)])
+def test_the_transparent_grey_of_few_bits_shows_white(tmp_path, bits, row):
+    width, path = 8 // bits, tmp_path / 'few.png'
+    values = [row >> (8 - bits * (k + 1)) & (2**bits - 1) for k in range(width)]
+    for hidden in values:
+        header = b'IHDR' + struct.pack('>IIBBBBB', width, 1, bits, 0, 0, 0, 0)
+        content = [header, b'IDAT' + zlib.compress(bytes([0, row])), b'IEND']
+        path.write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(map(chunk, content)))
+        write_transparent(path, hidden)
+        expected = [255 if v == hidden else v * 255 // (2**bits - 1) for v in values]
+        assert read_picture(path)[0, :, 0].tolist() == expected
 
 
 def test_cmyk_becomes_rgb(tmp_path):
