@@ -23,10 +23,10 @@ _warned = set()
 
 
 class _Selected(threading.local):
-    """The name that :class:`use_backend` has set in this thread."""
+    """The names that :class:`use_backend` has set in this thread, the last of which counts."""
 
     def __init__(self):
-        self.name = None
+        self.names: tuple[str | None, ...] = (None,)
 
 
 _selected = _Selected()
@@ -64,19 +64,18 @@ class use_backend:
         global _ever_used
         _ever_used = True
         self.name = name
-        self.before = []
 
     def __enter__(self) -> None:
-        self.before.append(_selected.name)
-        _selected.name = self.name
+        # Kept per thread, as threads may share this object.
+        _selected.names = (*_selected.names, self.name)
 
     def __exit__(self, *_) -> None:
-        _selected.name = self.before.pop()
+        _selected.names = _selected.names[:-1]
 
 
 def selected(backend: str | None) -> str | None:
     """The ``backend`` of a public function; for None, that of :class:`use_backend`."""
-    return _selected.name if backend is None and _ever_used else backend
+    return _selected.names[-1] if backend is None and _ever_used else backend
 
 
 def available_backends() -> tuple[str, ...]:

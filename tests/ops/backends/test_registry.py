@@ -154,6 +154,31 @@ def test_threads_do_not_disturb_each_other():
 
 
 @needs_cpp
+def test_threads_share_a_context_without_sharing_what_it_goes_back_to():
+    """The one that enters it first is the first to leave it."""
+    context, entered, left, found = use_backend('cpp'), threading.Event(), threading.Event(), []
+
+    def look():
+        found.append(choose_backend(None, 'cpu').name)
+
+    def work():
+        with context:
+            entered.set()
+            left.wait(60)
+        look()
+
+    thread = threading.Thread(target=work)
+    with use_backend('torch'):
+        with context:
+            thread.start()
+            assert entered.wait(60)
+        look()
+    left.set()
+    thread.join()
+    assert found == ['torch', 'cpp']  # cpp as the best one
+
+
+@needs_cpp
 @pytest.mark.skipif(
     tuple(map(int, torch.__version__.split('.')[:2])) < (2, 13),
     reason='torch 2.4 breaks the graph; versions in between were not tried',
