@@ -80,7 +80,9 @@ class MixerDirection(NamedTuple):
         conv_reverse (bool | None): The convolution sees the tokens behind in place of those before;
             as ``reverse`` if None.
         order (Tensor | None): Permutation of the tokens in which this direction reads them, (L,)
-            int64; the result is put back in place.
+            int64; the result is put back in place. Whether it is one is checked on the CPU only,
+            outside of compiled functions and transforms: a GPU would have to be waited for. What
+            is no permutation gives wrong results there.
     """
 
     conv_weight: Tensor

@@ -171,11 +171,27 @@ def _check_mixer_direction(prefix: str, direction, inner: int, tokens: Tensor, c
         x = getattr(direction, name)
         if x is not None or name not in ('conv_bias', 'D'):
             check(prefix + name, x, shape, meaning)
-    order = direction.order
-    if order is not None and (order.dtype != torch.int64 or order.shape != tokens.shape[1:2]):
+    if direction.order is not None:
+        _check_order(f'{prefix}order', direction.order, tokens.shape[1])
+
+
+def _check_order(name: str, order, length: int) -> None:
+    """Raise unless ``order`` is a permutation, as far as its values are there to be looked at."""
+    if not isinstance(order, Tensor):
+        raise TypeError(f'{name} must be a tensor, got {type(order).__name__}')
+    if order.dtype != torch.int64 or tuple(order.shape) != (length,):
         raise ValueError(
-            f'{prefix}order must be int64 of shape (length,) = {tuple(tokens.shape[1:2])}, got '
-            f'{order.dtype} of shape {tuple(order.shape)}'
+            f'{name} must be int64 of shape (length,) = {(length,)}, got {order.dtype} of shape '
+            f'{tuple(order.shape)}'
+        )
+    # Values on a GPU would have to be waited for. Tracers (fake tensors) and transforms have none.
+    traced = torch.compiler.is_compiling() or in_transform() or type(order) is not Tensor
+    if traced or order.device.type != 'cpu':
+        return
+    if not order.sort().values.equal(torch.arange(length, device='cpu')):
+        absent = min(set(range(length)) - set(order.tolist()))
+        raise ValueError(
+            f'{name} must have each of 0 to {length - 1} once, and does not have {absent}'
         )
 
 

@@ -67,7 +67,8 @@ def mamba_mixer(
 
     Raises:
         TypeError: An argument is no tensor or not of a real floating dtype.
-        ValueError: A shape or device does not fit, ``recompute`` or the backend is unknown.
+        ValueError: A shape or device does not fit, an order is no permutation (see
+            :class:`mmvim_ops.MixerDirection`), ``recompute`` or the backend is unknown.
         NotImplementedError: An argument has a forward-mode derivative.
     """
     if recompute not in RECOMPUTE:

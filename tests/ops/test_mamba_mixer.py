@@ -153,6 +153,18 @@ def test_an_order_of_reading_is_a_permutation_around_the_scan(recompute):
     assert_close(ours, results(mamba_mixer_naive, *case), 1e-10)
 
 
+def test_a_compiled_mixer_reads_in_an_order_whose_values_it_cannot_look_at():
+    tokens, (into, directions, out), more = make_mixer(1, 15, kind=0)
+
+    def mix(tokens, order):
+        direction = MixerDirection(*directions[0][:9], order)
+        return mamba_mixer(tokens, into, [direction], out, **more, backend='torch')
+
+    compiled = torch.compile(mix, fullgraph=True, backend='eager')
+    order = torch.arange(15).flip(0)
+    torch.testing.assert_close(compiled(tokens, order), mix(tokens, order))
+
+
 @pytest.mark.parametrize('backend', [b for b in CPU_BACKENDS if b in ('torch', 'cpp')])
 def test_gradcheck(backend):
     tokens, arguments, more = make_mixer(2, 7, batch=1, dims=3, inner=4, kind=2)
@@ -316,7 +328,11 @@ def test_what_is_kept_for_backward_is_what_recompute_says():
         (dict(D=torch.randn(19)), r'directions\[0\].D must have shape'),
         (dict(conv_weight=torch.randn(19, 4)), r'directions\[0\].conv_weight must have shape'),
         (dict(x_proj_weight=torch.randn(4, 20)), r'directions\[0\].x_proj_weight must have shape'),
-        (dict(order=torch.arange(4)), r'directions\[0\].order must'),
+        (dict(order=[0, 1]), r'directions\[0\].order must be a tensor, got list'),
+        (dict(order=torch.arange(4)), r'directions\[0\].order must be int64 of shape'),
+        (dict(order=torch.tensor([0, 1, 2, 2, 4, 5])), r'0 to 5 once, and does not have 3'),
+        (dict(order=torch.tensor([-1, 0, 1, 2, 3, 4])), r'0 to 5 once, and does not have 5'),
+        (dict(order=torch.tensor([6, 1, 2, 3, 4, 5])), r'0 to 5 once, and does not have 0'),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(change, message):
