@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, DumpResults
 
 import mmvim  # noqa: F401  (registers the models)
-from mmvim.engine import build_runner
+from mmvim.engine import FillModelHook, build_runner
 from mmvim.utils.data import evaluator_dicts
 from mmvim.utils.launch import (
     UserError,
@@ -102,6 +102,7 @@ def main() -> None:
             raise UserError(f'--out must be a .pkl file for {cfg.default_scope}, got {args.out}')
         write_label_maps(cfg, args.out)
     runner = build_runner(cfg)
+    runner.register_hook(FillModelHook())
     if pickled:
         runner.test_evaluator.metrics.append(prediction_dump(cfg.default_scope, args.out))
     runner.test()

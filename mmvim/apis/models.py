@@ -16,16 +16,13 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 
-from mmvim.engine.checkpoint_hook import fit_checkpoint
-from mmvim.utils import CheckpointError, load_checkpoint
+from mmvim.engine.checkpoint_hook import fill_model, fit_checkpoint
+from mmvim.utils import load_checkpoint
 from mmvim.utils.launch import EXTRAS, UserError, read_config
 
 from .pipelines import inner_datasets
 
 __all__ = ['load_model']
-
-# Parts that have no say in predictions; a checkpoint may lack them.
-UNUSED = ('auxiliary_head.',)
 
 
 def load_model(
@@ -67,7 +64,8 @@ def load_model(
     with DefaultScope.overwrite_default_scope(scope):
         model = revert_sync_batchnorm(MODELS.build(config.model))
         content = load_checkpoint(str(checkpoint))
-        _fill(model, content, str(checkpoint))
+        fit_checkpoint(model, content, str(checkpoint))
+        fill_model(model, content, str(checkpoint))
         model.dataset_meta = _names_and_colours(model, content, config)
     model.cfg = config
     return model.to(device).eval()
@@ -80,28 +78,6 @@ def _device(name: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f'device {name} cannot be used: {str(error).splitlines()[0]}') from None
     return device
-
-
-def _fill(model: nn.Module, content: dict, source: str) -> None:
-    """Load the weights; what mmengine only warns of would be predictions by chance."""
-    weights = content.get('state_dict', content) if isinstance(content, dict) else None
-    if not isinstance(weights, dict):
-        raise CheckpointError(f'checkpoint {source} holds no weights')
-    fit_checkpoint(model, content, source)
-    weights = content.get('state_dict', content)
-    try:
-        missing = model.load_state_dict(weights, strict=False).missing_keys
-    except RuntimeError as error:  # other shapes
-        raise CheckpointError(
-            f'checkpoint {source} is not one of this config: {str(error).splitlines()[1].strip()}'
-        ) from None
-    missing = [key for key in missing if not key.startswith(UNUSED)]
-    if missing:
-        more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
-        raise CheckpointError(
-            f'checkpoint {source} does not have all of the model: {", ".join(missing[:3])}{more} '
-            'would stay as they were initialised'
-        )
 
 
 def _names_and_colours(model: nn.Module, content: dict, config: Config) -> dict:

@@ -1,6 +1,6 @@
 from .atomic_checkpoint import AtomicCheckpointHook
 from .check_data import CheckDataHook
-from .checkpoint_hook import FitCheckpointHook
+from .checkpoint_hook import FillModelHook, FitCheckpointHook
 from .cpu_amp import CpuAmpOptimWrapper
 from .cpu_runner import CpuDistributedRunner
 from .finite import StopAtNonFiniteHook
@@ -13,6 +13,7 @@ __all__ = [
     'CheckDataHook',
     'CpuAmpOptimWrapper',
     'CpuDistributedRunner',
+    'FillModelHook',
     'FitCheckpointHook',
     'NumberedSampler',
     'ResumableRunner',

@@ -1,4 +1,4 @@
-"""Whole-model loading (``load_from``) of what :mod:`mmvim.models.pretrained` can read."""
+"""Whole models from files: what ``load_from`` and ``test.py`` read, and what they refuse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from mmvim.models.plain_backbone import PlainBackbone
 from mmvim.models.pretrained import fit_state_dict
 from mmvim.utils import CheckpointError
 
-__all__ = ['FitCheckpointHook', 'fit_checkpoint']
+__all__ = ['FillModelHook', 'FitCheckpointHook', 'fill_model', 'fit_checkpoint']
+
+# Parts that have no say in predictions; a checkpoint may lack them.
+UNUSED = ('auxiliary_head.',)
 
 
 @HOOKS.register_module()
@@ -60,6 +63,79 @@ class FitCheckpointHook(Hook):
         fit_checkpoint(runner.model, checkpoint, source, grid=self.how['grid'])
 
 
+@HOOKS.register_module()
+class FillModelHook(Hook):
+    """Refuses a checkpoint that does not have all of the model.
+
+    mmengine only warns of what is missing or has another shape, and would test a head that is still
+    as it was initialised. ``test.py`` adds the hook to every config; a training that starts from a
+    backbone must not have it.
+
+    Raises:
+        mmvim.utils.CheckpointError: There are no weights in the file, or some of the model are
+            missing or have another shape; the message names them.
+    """
+
+    priority = 'VERY_LOW'  # after hooks that change the state dict
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        fill_model(runner.model, checkpoint, runner._load_from or 'the checkpoint')
+
+
+def fill_model(model: nn.Module, checkpoint: dict, source: str) -> None:
+    """Load a checkpoint that :func:`fit_checkpoint` has seen, which must have all of the model.
+
+    It may lack counters of batch norm, auxiliary heads, which have no say in predictions, and what
+    a backbone has in ``added_parameters``. Other entries in it are passed over.
+
+    Args:
+        model (nn.Module): Receives the weights.
+        checkpoint (dict): Weights, or a dict with them under ``'state_dict'``.
+        source (str): Name of the file, for messages.
+
+    Raises:
+        mmvim.utils.CheckpointError: There are no weights in it, or some of the model are missing or
+            have another shape; the message names them.
+    """
+    held = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(held, dict):
+        raise CheckpointError(f'checkpoint {source} holds no weights')
+    # As mmengine does, for files of distributed trainings.
+    weights = OrderedDict((key.removeprefix('module.'), value) for key, value in held.items())
+    weights._metadata = getattr(held, '_metadata', OrderedDict())  # type: ignore[attr-defined]
+    model = _unwrapped(model)
+    advice = (
+        'Give the config that it was trained with; a model of which there is the backbone only is '
+        'trained first, from load_from'
+    )
+    try:
+        missing = model.load_state_dict(weights, strict=False).missing_keys
+    except RuntimeError as error:  # other shapes
+        reason = str(error).splitlines()[1].strip().rstrip('.')
+        raise CheckpointError(
+            f'checkpoint {source} is not one of this config: {reason}. {advice}'
+        ) from None
+    backbones = (module for module in model.modules() if isinstance(module, PlainBackbone))
+    optional = {'num_batches_tracked', *(name for b in backbones for name in b.added_parameters)}
+    missing = [
+        key
+        for key in missing
+        if not key.startswith(UNUSED) and key.rsplit('.', 1)[-1] not in optional
+    ]
+    if missing:
+        more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
+        raise CheckpointError(
+            f'checkpoint {source} does not have all of the model: {", ".join(missing[:3])}{more} '
+            f'would stay as they were initialised. {advice}'
+        )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
 def fit_checkpoint(
     model: nn.Module,
     checkpoint: dict,
@@ -86,8 +162,7 @@ def fit_checkpoint(
             backbone are missing, left over or of another shape, or an entry does not hold real
             numbers.
     """
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+    model = _unwrapped(model)
     modules = dict(model.named_modules())
     backbones = ((n, m) for n, m in modules.items() if isinstance(m, PlainBackbone))
     name, backbone = next(backbones, (None, None))

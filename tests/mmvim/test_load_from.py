@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from tiny_models import SEGMENTOR, write_checkpoint, write_config
 
@@ -53,7 +54,9 @@ def cascade_mask_rcnn() -> Config:
     return cfg
 
 
-def load(cfg: Config, checkpoint: str, tmp_path: Path, resume: bool = False) -> tuple:
+def load(
+    cfg: Config, checkpoint: str, tmp_path: Path, resume: bool = False, hooks: tuple = ()
+) -> tuple:
     """A runner's model after loading, and what the log says of our hook."""
     lines = []
 
@@ -66,7 +69,7 @@ def load(cfg: Config, checkpoint: str, tmp_path: Path, resume: bool = False) -> 
         str(tmp_path),
         load_from=checkpoint,
         resume=resume,
-        custom_hooks=[dict(type='FitCheckpointHook')],
+        custom_hooks=[dict(type=name) for name in ('FitCheckpointHook', *hooks)],
         default_scope=cfg.default_scope,
         experiment_name=f'{tmp_path.name}-{cfg.default_scope}',
     )
@@ -148,3 +151,79 @@ def test_other_backbones_are_left_alone(official, tmp_path):
     torch.save({'state_dict': {'conv1.weight': torch.ones(64, 3, 7, 7)}}, tmp_path / 'resnet.pth')
     model, log = load(cfg, str(tmp_path / 'resnet.pth'), tmp_path)
     assert model.conv1.weight.eq(1).all() and log == []
+
+
+@pytest.fixture(scope='module')
+def segmentor(tmp_path_factory) -> tuple[Config, dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp('segmentor')
+    config = write_config(folder / 'config.py', SEGMENTOR)
+    path = write_checkpoint(folder / 'weights.pth', config)
+    return Config.fromfile(config), torch.load(path, weights_only=True)['state_dict']
+
+
+def fill(cfg: Config, weights: dict, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """The state of a model into which these weights were loaded to test it."""
+    torch.save({'state_dict': weights, 'meta': {}}, tmp_path / 'weights.pth')
+    model, _ = load(cfg, str(tmp_path / 'weights.pth'), tmp_path, hooks=('FillModelHook',))
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(
+    'change, reason',
+    [
+        (
+            lambda k, v: None if k.startswith('decode_head.') else v,
+            r'not have all of the model: decode_head.conv_seg.weight, .* more would stay .*config',
+        ),
+        (
+            lambda k, v: None if k == 'decode_head.fpn_bottleneck.bn.running_mean' else v,
+            'not have all of the model: decode_head.fpn_bottleneck.bn.running_mean would stay',
+        ),
+        (
+            lambda k, v: torch.zeros(150) if k == 'decode_head.conv_seg.bias' else v,
+            r'weights.pth is not one of this config: size mismatch for decode_head.conv_seg.bias',
+        ),
+    ],
+)
+def test_what_would_be_tested_as_it_was_initialised_is_refused(segmentor, tmp_path, change, reason):
+    cfg, weights = segmentor
+    changed = {k: change(k, v) for k, v in weights.items() if change(k, v) is not None}
+    with pytest.raises(CheckpointError, match=reason):
+        fill(cfg, changed, tmp_path)
+    torch.save({'state_dict': changed, 'meta': {}}, tmp_path / 'changed.pth')
+    load(cfg, str(tmp_path / 'changed.pth'), tmp_path)  # to train from it
+
+
+def test_what_has_no_say_in_predictions_may_be_missing(segmentor, tmp_path):
+    cfg, weights = segmentor
+    kept = {
+        f'module.{key}': torch.full_like(value, 3)
+        for key, value in weights.items()
+        if not key.startswith('auxiliary_head.') and 'num_batches_tracked' not in key
+    }
+    state = fill(cfg, {**kept, 'module.other_head.weight': torch.ones(2)}, tmp_path)
+    assert all((state[key.removeprefix('module.')] == 3).all() for key in kept)
+
+
+def test_relative_positions_that_start_at_zero_may_be_missing(tmp_path):
+    arch = dict(embed_dims=16, depth=1, num_heads=2)
+    plain = dict(type='DeiT', arch=arch, img_size=32, patch_size=8, cls_token=None)
+    weights = MODELS.build(plain).state_dict()
+    cfg = Config(dict(default_scope='mmseg', model=dict(plain, rel_pos=True)))
+    added = [value for key, value in fill(cfg, weights, tmp_path).items() if key not in weights]
+    assert len(added) == 2 and not any(value.any() for value in added)
+
+
+def test_test_time_augmentation_needs_all_weights_of_the_model_inside(segmentor, tmp_path):
+    cfg, weights = segmentor
+    cfg = Config(dict(default_scope='mmseg', model=dict(type='SegTTAModel', module=cfg.model)))
+    assert fill(cfg, weights, tmp_path).keys() == {f'module.{key}' for key in weights}
+    del weights['decode_head.conv_seg.bias']
+    with pytest.raises(CheckpointError, match='not have all of the model: decode_head.conv_seg.b'):
+        fill(cfg, weights, tmp_path)
+
+
+def test_other_backbones_must_be_whole_too(tmp_path):
+    cfg = Config(dict(default_scope='mmdet', model=dict(type='ResNet', depth=18)))
+    with pytest.raises(CheckpointError, match='not have all of the model: bn1.weight, bn1.bias'):
+        fill(cfg, {'conv1.weight': torch.ones(64, 3, 7, 7)}, tmp_path)

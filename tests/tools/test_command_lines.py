@@ -104,6 +104,15 @@ def test_testing_reports_draws_and_writes(data, trained, tmp_path):
     assert cv2.imread(str(maps[0]), cv2.IMREAD_UNCHANGED).shape == (64, 64)
 
 
+def test_a_head_without_weights_is_not_tested(data, trained, tmp_path):
+    weights = torch.load(trained / 'iter_4.pth', weights_only=True)['state_dict']
+    backbone = {key: value for key, value in weights.items() if key.startswith('backbone.')}
+    torch.save({'state_dict': backbone}, tmp_path / 'backbone.pth')
+    arguments = [DEMO, tmp_path / 'backbone.pth', '--work-dir', tmp_path, *options(data)]
+    message = refused(tool('test.py', *arguments))
+    assert 'backbone.pth does not have all of the model: neck.' in message
+
+
 def test_unsafe_and_broken_checkpoints_are_refused(data, trained, tmp_path):
     trace, bad, cut = (tmp_path / name for name in ('trace', 'bad.pth', 'cut.pth'))
     payload = hostile.checkpoint(hostile.payloads(trace)['getattr_chain'])
