@@ -4,10 +4,13 @@
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from mmvim.utils.launch import UserError, run
 
 STRIP = 1024  # rows that are read at a time
 
@@ -21,7 +24,43 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--ignore', type=int, default=0, help='label (default: %(default)s)')
     parser.add_argument('--picture', type=Path, help='file to write')
     parser.add_argument('--side', type=int, default=400, help='of each (default: %(default)s)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.side < 1:
+        parser.error(f'--side must be positive, got {args.side}')
+    return args
+
+
+def open_raster(path: Path):
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    try:
+        return rasterio.open(path)
+    except RasterioError as error:
+        raise UserError(f'{path}: broken, or no raster ({error})') from None
+
+
+def read(file, *args, **arguments) -> np.ndarray:
+    """What ``file.read`` gives."""
+    from rasterio.errors import RasterioError
+
+    try:
+        return file.read(*args, **arguments)
+    except RasterioError as error:
+        raise UserError(f'{file.name}: broken, or no raster ({error})') from None
+
+
+def check(raster, truth, maps) -> None:
+    """Raise unless labels can be compared pixel by pixel."""
+    for file in (raster, *maps):
+        if file.shape != truth.shape:
+            raise UserError(
+                f'{file.name} has {file.width} x {file.height} pixels, '
+                f'{truth.name} {truth.width} x {truth.height}'
+            )
+    for file in (truth, *maps):
+        if file.count != 1:
+            raise UserError(f'{file.name}: a label map has one band, got {file.count}')
 
 
 def accuracies(truth, maps, parts: int, ignore: int) -> np.ndarray:
@@ -32,44 +71,59 @@ def accuracies(truth, maps, parts: int, ignore: int) -> np.ndarray:
     edges = [k * truth.width // parts for k in range(parts + 1)]
     for top in range(0, truth.height, STRIP):
         window = Window(0, top, truth.width, min(STRIP, truth.height - top))
-        expected = truth.read(1, window=window)
+        expected = read(truth, 1, window=window)
         counts = expected != ignore
-        equal = [(file.read(1, window=window) == expected) & counts for file in maps]
+        equal = [(read(file, 1, window=window) == expected) & counts for file in maps]
         for part in range(parts):
             columns = slice(edges[part], edges[part + 1])
             count[part] += counts[:, columns].sum()
             right[part] += [x[:, columns].sum() for x in equal]
+    if not count.any():
+        raise UserError(f'{truth.name}: all of it has the label {ignore}, which is ignored')
     return np.vstack([right / count, right.sum(0) / count.sum()])
 
 
 def panel(file, side: int) -> np.ndarray:
     """A small picture (h, side, 3) of a raster or a label map."""
     size = max(1, round(side * file.height / file.width)), side
-    if file.count > 1:
-        return file.read([1, 2, 3], out_shape=(3, *size)).transpose(1, 2, 0)
-    palette = file.colormap(1)
+    if set(file.dtypes) != {'uint8'}:
+        raise UserError(f'{file.name}: its samples must be uint8, got {file.dtypes[0]}')
+    if file.count > 2:
+        return read(file, [1, 2, 3], out_shape=(3, *size)).transpose(1, 2, 0)
+    try:
+        palette = file.colormap(1)
+    except ValueError:
+        raise UserError(f'{file.name}: it has no palette, and no three bands') from None
     colours = np.array([palette[k][:3] for k in range(256)], np.uint8)
-    return colours[file.read(1, out_shape=size)]
+    return colours[read(file, 1, out_shape=size)]
 
 
 def main() -> None:
-    import rasterio
-
     args = parse_args()
-    files = [rasterio.open(path) for path in (args.raster, args.truth, *args.maps)]
-    _, truth, *maps = files
+    if find_spec('rasterio') is None:
+        raise UserError(
+            "rasters need rasterio: pip install --no-build-isolation '.[geo]' installs it"
+        )
+    files = [open_raster(path) for path in (args.raster, args.truth, *args.maps)]
+    raster, truth, *maps = files
+    check(raster, truth, maps)
+    if not 1 <= args.parts <= truth.width:
+        raise UserError(f'--parts must be from 1 to the width, {truth.width}, got {args.parts}')
+    rows = accuracies(truth, maps, args.parts, args.ignore)
+    panels = [panel(file, args.side) for file in files] if args.picture else []
     print('| part of the width |', *(f'{path} |' for path in args.maps))
     print('| --- |', *('---: |' for _ in maps))
-    rows = accuracies(truth, maps, args.parts, args.ignore)
     names = [*(f'{k + 1} of {args.parts}' for k in range(args.parts)), 'all']
     for name, row in zip(names, rows, strict=True):
         print(f'| {name} |', *(f'{100 * value:.1f} |' for value in row))
     if args.picture:
-        panels = [panel(file, args.side) for file in files]
         gap = np.full((len(panels[0]), 8, 3), 255, np.uint8)
         joined = np.hstack([part for one in panels for part in (gap, one)][1:])
-        Image.fromarray(joined).save(args.picture, quality=80)
+        try:
+            Image.fromarray(joined).save(args.picture, quality=80)
+        except (OSError, ValueError) as error:
+            raise UserError(f'{args.picture}: cannot be written ({error})') from None
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

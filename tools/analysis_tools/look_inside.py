@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import mmvim  # noqa: F401  (registers the models)
-from mmvim.apis import load_model, read_picture
+from mmvim.apis import PictureError, load_model, read_picture
 from mmvim.apis.inputs import find_pictures
 from mmvim.comparison.inside import (
     normalise,
@@ -53,7 +53,33 @@ def parse_args() -> argparse.Namespace:
         help='size that the pictures are brought to (default: that of the first)',
     )
     parser.add_argument('--device', help='default: a GPU if there is one, else the CPU')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.shape is not None and min(args.shape) < 1:
+        parser.error(f'--shape must be positive, got {args.shape[0]} {args.shape[1]}')
+    names = [name for name, _, _ in args.model]
+    if len(set(names)) < len(names):
+        parser.error(f'--model needs names that differ, got {", ".join(names)}')
+    for name in names:  # files and columns are called so
+        if Path(name).name != name or name == 'image':
+            parser.error(f"--model needs names of files, and not 'image', got {name}")
+    if args.out_dir.exists() and not args.out_dir.is_dir():
+        parser.error(f'--out-dir must be a folder, and {args.out_dir} is a file')
+    return args
+
+
+def load_pictures(inputs: list[str], out_dir: Path) -> list[Image.Image]:
+    """All pictures among files and folders, RGB."""
+    sources, skipped = find_pictures(inputs, out_dir)
+    if not sources:
+        why = ''.join(f'; {entry.path}: {entry.reason}' for entry in skipped)
+        raise UserError(f'there is no picture in {", ".join(inputs)}{why}')
+    pictures = []
+    for source in sources:
+        try:
+            pictures.append(Image.fromarray(read_picture(source.path)))
+        except PictureError as error:
+            raise UserError(f'{source.path}: {error}') from None
+    return pictures
 
 
 def draw_fields(fields: dict[str, np.ndarray], path: Path) -> None:
@@ -76,16 +102,16 @@ def draw_fields(fields: dict[str, np.ndarray], path: Path) -> None:
 def main() -> None:
     args = parse_args()
     guard_checkpoints(trust=False)
-    sources, skipped = find_pictures(args.inputs, args.out_dir)
-    if not sources:
-        why = ''.join(f'; {entry.path}: {entry.reason}' for entry in skipped)
-        raise UserError(f'there is no picture among the inputs{why}')
-    pictures = [Image.fromarray(read_picture(source.path)) for source in sources]
+    pictures = load_pictures(args.inputs, args.out_dir)
     height, width = args.shape or pictures[0].size[::-1]
-    images = [np.array(picture.convert('RGB').resize((width, height))) for picture in pictures]
+    images = [np.array(picture.resize((width, height))) for picture in pictures]
 
-    (args.out_dir / 'maps').mkdir(parents=True, exist_ok=True)
-    fields, columns = {}, {'image': [source.path for source in sources[:SHOWN]]}
+    maps = args.out_dir / 'maps'
+    maps.mkdir(parents=True, exist_ok=True)
+    fields, columns = {}, {'image': []}
+    for k, picture in enumerate(pictures[:SHOWN]):  # as read: upright, on white, of 8 bits
+        columns['image'].append(maps / f'image_{k}.png')
+        picture.save(columns['image'][-1])
     for name, config, checkpoint in args.model:
         model = load_model(config, checkpoint, args.device)
         preprocessor, backbone = model.data_preprocessor, model.backbone
@@ -98,7 +124,7 @@ def main() -> None:
         for k, image in enumerate(inputs[:SHOWN]):
             with torch.no_grad():
                 colours = principal_colours(backbone(image)[-1])
-            columns[name].append(args.out_dir / 'maps' / f'{name}_{k}.png')
+            columns[name].append(maps / f'{name}_{k}.png')
             map_size = (width, height)
             Image.fromarray(colours).resize(map_size, Image.NEAREST).save(columns[name][-1])
     shares = {
