@@ -239,6 +239,31 @@ def test_a_wrong_mixer_is_found(emulated_cuda, monkeypatch):
         assert choose_backend(None, CPU) is not emulated_cuda
 
 
+@needs_emulation
+def test_products_in_tensorfloat32_are_no_fault_on_a_gpu(emulated_cuda, monkeypatch):
+    """Users may have them there. Factors are rounded to ten bits."""
+
+    def rounding(product):
+        def rounded(*factors):
+            if factors[0].dtype == torch.float32:
+                factors = (x if x is None else cut_off(x) for x in factors)
+            return product(*factors)
+
+        return rounded
+
+    def cut_off(x):
+        return (x.view(torch.int32) + 0x1000 & ~0x1FFF).view(torch.float32)
+
+    for module, name in ((torch, 'mm'), (torch, 'bmm'), (torch.nn.functional, 'linear')):
+        monkeypatch.setattr(module, name, rounding(getattr(module, name)))
+    found = self_check.differences(emulated_cuda, CPU, torch.float32, TorchBackend())
+    wrong = [difference for difference in found if difference.is_wrong()]
+    assert {difference.operation for difference in wrong} == {'the mixer'}
+    mixer = self_check._examples()[-1]
+    allowed = self_check.allowed(mixer, torch.device('cuda'), torch.float32)
+    assert self_check.largest_error(wrong) < allowed / 2
+
+
 def test_each_device_and_dtype_is_checked_once(unproven):
     scan()
     after_one = unproven.scans
