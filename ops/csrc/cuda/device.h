@@ -10,6 +10,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <mutex>
+
 #define MMVIM_SHARED(name) extern __shared__ float4 name[]
 
 namespace mmvim {
@@ -35,10 +37,15 @@ template <class... P, class... Q>
 const char* launch(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared_bytes,
                    int64_t stream, const Q&... arguments) {
   if (blocks > 0x7fffffff) return "too many blocks for one launch";
+  // The limit is the kernel's: until it has started, no other thread may lower it.
+  static std::mutex setting;
+  std::unique_lock<std::mutex> lock(setting, std::defer_lock);
   cudaError_t error = cudaSuccess;
-  if (shared_bytes > 48 * 1024)
+  if (shared_bytes > 48 * 1024) {
+    lock.lock();
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+  }
   if (error == cudaSuccess) {
     kernel<<<unsigned(blocks), unsigned(threads), size_t(shared_bytes),
              reinterpret_cast<cudaStream_t>(stream)>>>(arguments...);
