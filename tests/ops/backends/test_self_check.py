@@ -13,33 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmvim_ops import selective_scan, use_backend
 from mmvim_ops.backends import BACKENDS, choose_backend, registry, self_check
-from mmvim_ops.backends.cuda import library as cuda_library
 from mmvim_ops.backends.torch import TorchBackend
-from mmvim_ops.backends.triton import library as triton_library
 from mmvim_ops.environment import is_on
 
 CPU = torch.device('cpu')
 needs_emulation = pytest.mark.skipif(
     'cuda' not in CPU_BACKENDS, reason='there is no compiler for the emulation'
-)
-
-
-def missing_on_gpu(name):
-    """What a backend lacks to run on a GPU; conftest.py says nothing is missing to emulate it."""
-    if not torch.cuda.is_available():
-        return 'there is no GPU'
-    if name == 'cuda':
-        return cuda_library._compiled if isinstance(cuda_library._compiled, str) else None
-    return 'it is interpreted' if triton_library.INTERPRETED else triton_library.missing()
-
-
-on_gpu = pytest.mark.parametrize(
-    'name',
-    [
-        pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=str(reason)))
-        for name in ('cuda', 'triton')
-        for reason in (missing_on_gpu(name),)
-    ],
 )
 
 
@@ -410,52 +389,6 @@ def test_a_call_inside_of_a_backward_pass_leaves_the_check_to_another(unproven):
     Inside.apply(torch.ones(1, requires_grad=True)).backward()
     assert unproven.scans == 1
     assert self_check._verdicts == {}
-
-
-@on_gpu
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_a_gpu_is_checked_on_the_stream_of_the_call(name, dtype):
-    arguments = make_arguments(dtype=dtype)
-    given = {k: x.cuda() if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before, random = torch.cuda.memory_allocated(), torch.cuda.get_rng_state()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream), torch.no_grad():
-        selective_scan(**given, backend=name)
-        assert torch.cuda.current_stream() == stream
-    assert self_check._verdicts == {(name, given['u'].device, dtype): None}
-    assert torch.equal(torch.cuda.get_rng_state(), random)
-    assert torch.cuda.max_memory_allocated() - before < 16 << 20
-
-
-@on_gpu
-def test_a_gpu_is_not_checked_while_it_captures_or_goes_backward(name):
-    """The latter would wait for itself, for ever."""
-    arguments = make_arguments()
-    given = {k: x.cuda() if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
-    device = given['u'].device
-    self_check._verdicts[name, device, torch.float32] = None
-    expected = selective_scan(**given, backend=name)
-    self_check._verdicts.clear()
-
-    class Inside(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            selective_scan(**given, backend=name)
-            return grad
-
-    Inside.apply(torch.ones(1, device=device, requires_grad=True)).backward()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = selective_scan(**given, backend=name)
-    assert self_check._verdicts == {}
-    graph.replay()
-    assert torch.equal(out, expected)
 
 
 def test_too_little_memory_is_no_verdict(unproven, monkeypatch):
