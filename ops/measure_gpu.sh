@@ -4,7 +4,7 @@
 #   ops/measure_gpu.sh [--out DIR] [--library FILE] [--jobs N] STAGE[=SECONDS]...
 #
 #   build     compile for the GPU here (nvcc), or with --library take what ops/build_cuda.py made elsewhere
-#   check     report of all backends, then the tests of their self-check and of backend cuda
+#   check     report of all backends, then the tests of backend cuda
 #   scan      ops/benchmark_gpu.py of backend cuda, beside mamba_ssm where it is there
 #   mixer     the same for the whole block
 #   models    tools/benchmark.py: Vim beside DeiT (ops/README.md says what it needs beyond torch)
@@ -25,8 +25,9 @@ python=${PYTHON:-python3} out=${OUT_DIR:-work_dirs/gpu} library='' jobs=$(nproc)
 ((jobs <= 6)) || jobs=6 # each has a context on the GPU
 export PYTHONPATH=$PWD:$PWD/ops:$PWD/build/mamba_ssm${PYTHONPATH:+:$PYTHONPATH}
 # A backend that is wrong has to show here, in figures and in tests, instead of being refused. That
-# the refusal works has tests of its own, in the stage `check`.
+# the refusal works has tests of its own, which switch it on.
 export MMVIM_OPS_SELF_CHECK=0
+export PYTHONUNBUFFERED=1 # what is killed has said all it knew
 stages=(build check scan mixer models train sanitize sweep triton)
 declare -A seconds=([build]=90 [check]=150 [scan]=90 [mixer]=60 [models]=240 [train]=90 [sanitize]=120
   [sweep]=60 [triton]=240)
@@ -60,10 +61,12 @@ mkdir -p "$out"
 
 # ---------------- what stages are made of
 failed=()
-run() { # NAME COMMAND...: within what is left of the stage's time; a failure leaves the next one its turn
+run() { # NAME COMMAND...: within what is left of the stage's time, with most=SECONDS in front within so many of
+  # them; a failure leaves the next one its turn
   local name=$1 left=$((deadline - SECONDS)) status=0
   shift
   ((left > 0)) || { failed+=("$name not started") && return 1; }
+  ((left < ${most:-$left})) || left=${most:-$left}
   echo "\$ $*"
   # An interrupt: pytest then still says what has failed, and benchmarks give their tables.
   timeout --signal=INT --kill-after=15 "$left" "$@" || status=$?
@@ -75,9 +78,11 @@ run() { # NAME COMMAND...: within what is left of the stage's time; a failure le
   return 1
 }
 tests() { # MARK
-  local -a parallel=()
+  local -a pytest=("$python" -m pytest -v -rf --tb=short -p no:cacheprovider) parallel=()
   if "$python" -c 'import xdist' 2>/dev/null; then parallel=(-n "$jobs"); fi
-  run tests "$python" -m pytest -v -rf --tb=short -p no:cacheprovider "${parallel[@]}" -m "$1" tests/ops/gpu
+  run tests "${pytest[@]}" "${parallel[@]}" -m "$1" tests/ops/gpu
+  # Several processes have left these out: they need most of the GPU's memory.
+  ((!${#parallel[@]})) || run large "${pytest[@]}" -m "$1" tests/ops/gpu/test_gpu_large.py
 }
 scans() { # NAME BACKEND MORE...
   run "$1" "$python" ops/benchmark_gpu.py --json "$out/$1.json" --backends "$2" "${@:3}"
@@ -105,9 +110,7 @@ reason = BACKENDS["cuda"].missing()
 raise SystemExit(reason and f"backend cuda: {reason}")'
 }
 stage_check() {
-  run report "$python" -m mmvim_ops || unset 'failed[-1]' # other backends have their own stages
-  run self-check env MMVIM_OPS_SELF_CHECK=1 "$python" -m pytest -v -rf --tb=short -p no:cacheprovider \
-    tests/ops/backends/test_self_check.py
+  most=60 run report "$python" -m mmvim_ops || unset 'failed[-1]' # other backends have their own stages
   tests 'not triton'
 }
 stage_scan() { theirs && scans scan cuda; }
@@ -140,14 +143,15 @@ stage_train() {
   done
 }
 stage_sanitize() {
-  local tool only=() help
+  local tool only=() help tools=3
   help=$(compute-sanitizer --help 2>&1) || { failed+=('there is no compute-sanitizer') && return; }
   # Of ours alone: torch's own kernels take time and are not what is asked for.
   for tool in --kernel-regex --kernel-name; do
     [[ $help != *"$tool"* ]] || only=("$tool" kns=mmvim)
   done
   for tool in memcheck racecheck initcheck; do
-    run "$tool" compute-sanitizer --tool "$tool" "${only[@]}" --error-exitcode 1 --log-file "$out/sanitize-$tool.txt" \
+    most=$(((deadline - SECONDS) / tools--)) \
+      run "$tool" compute-sanitizer --tool "$tool" "${only[@]}" --error-exitcode 1 --log-file "$out/sanitize-$tool.txt" \
       "$python" tests/ops/gpu/sanitizer_cases.py
     tail -n 5 "$out/sanitize-$tool.txt"
   done

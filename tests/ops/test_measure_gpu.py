@@ -1,4 +1,5 @@
-"""ops/measure_gpu.sh with a stand-in for Python, which writes down how it is called."""
+"""ops/measure_gpu.sh with stand-ins for Python and compute-sanitizer, which write down how they are
+called."""
 
 import os
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / 'ops/measure_gpu.sh'
-FAKE_PYTHON = r"""#!/usr/bin/env bash
+FAKE_PROGRAM = r"""#!/usr/bin/env bash
 echo "self-check=$MMVIM_OPS_SELF_CHECK $*" >>"$CALLS"
 [[ -z $SLOW || $* != *$SLOW* ]] || exec sleep 30
 [[ -z $FAILING || $* != *$FAILING* ]] || { echo 'something is wrong' && exit 3; }
@@ -24,13 +25,19 @@ class Checkout:
         self.folder, self.calls, self.out = folder, folder / 'calls', folder / 'out'
         (folder / 'ops/mmvim_ops').mkdir(parents=True)
         shutil.copy(SCRIPT, folder / 'ops')
-        self.python = folder / 'fake_python'
-        self.python.write_text(FAKE_PYTHON)
-        self.python.chmod(0o755)
+        self.python = self.fake('fake_python')
+        self.fake('compute-sanitizer')
         self.calls.touch()
+
+    def fake(self, name: str) -> Path:
+        path = self.folder / name
+        path.write_text(FAKE_PROGRAM)
+        path.chmod(0o755)
+        return path
 
     def measure(self, *arguments, failing='', slow='', **more) -> subprocess.CompletedProcess:
         paths = dict(PYTHON=str(self.python), CALLS=str(self.calls), OUT_DIR=str(self.out))
+        paths['PATH'] = f'{self.folder}{os.pathsep}{os.environ["PATH"]}'
         command = ['bash', str(self.folder / 'ops/measure_gpu.sh'), *map(str, arguments)]
         env = {**os.environ, **paths, 'FAILING': failing, 'SLOW': slow, **more}
         return subprocess.run(command, env=env, capture_output=True, text=True)
@@ -79,14 +86,28 @@ def test_all_stages_run_in_order_after_failures(checkout):
     assert f'--json {checkout.out}/scan.json --backends cuda' in calls
 
 
-def test_backends_check_themselves_in_the_tests_of_that_only(checkout):
+def test_no_backend_checks_itself_of_its_own_accord(checkout):
     """What is wrong then shows in tests and figures, where it would be refused before."""
     checkout.measure('all', MMVIM_OPS_SELF_CHECK='1')
-    calls = re.findall('^self-check=(.*)', checkout.calls.read_text(), re.MULTILINE)
-    checked = [call for call in calls if not call.startswith('0 ')]
-    assert [call.split()[-1] for call in checked] == ['tests/ops/backends/test_self_check.py']
-    assert checked[0].startswith('1 ')
+    calls = re.findall('^self-check=(.)', checkout.calls.read_text(), re.MULTILINE)
     assert len(calls) > 10
+    assert set(calls) == {'0'}
+
+
+def test_what_needs_all_memory_has_a_process_of_its_own(checkout):
+    checkout.measure('check')
+    calls = checkout.calls.read_text().splitlines()
+    (large,) = (call for call in calls if call.endswith('test_gpu_large.py'))
+    (others,) = (call for call in calls if call.endswith('tests/ops/gpu'))
+    assert ' -n ' in others
+    assert ' -n ' not in large
+
+
+def test_no_sanitizer_takes_the_time_of_the_others(checkout):
+    checkout.measure('sanitize=3', slow='--tool memcheck')
+    assert 'failed: memcheck stopped after 1 s, ' in checkout.verdicts()['sanitize']
+    tools = re.findall(r'--tool (\w+)', checkout.calls.read_text())
+    assert tools == ['memcheck', 'racecheck', 'initcheck']
 
 
 def test_a_stage_ends_when_its_time_is_over(checkout):
