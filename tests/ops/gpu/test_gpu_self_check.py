@@ -36,9 +36,16 @@ def test_it_passes_on_the_stream_of_the_call(backend, dtype):
     assert torch.cuda.max_memory_allocated() - before < MOST_MEMORY
 
 
+@pytest.fixture
+def tensorfloat32():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('high')
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 @each_backend
-def test_products_may_be_in_tensorfloat32(backend, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', True)
+def test_products_may_be_in_tensorfloat32(backend, tensorfloat32):
     given = to_device(make_arguments())
     selective_scan(**given, backend=backend)
     assert self_check._verdicts == {(backend, given['u'].device, torch.float32): None}
