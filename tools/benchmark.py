@@ -175,6 +175,8 @@ def measure(
         if args.device == 'cpu' or worker.result.status != 'ok':
             worker.close()
             workers[index] = None
+        else:
+            worker.release()
     return results
 
 

@@ -189,6 +189,7 @@ class Step:
             with torch.cuda.graph(graph):
                 self._work()  # gradients are set to None in it, so replays do not add to them
             self.graph = graph
+            torch.cuda.empty_cache()  # the graph has memory of its own, and others share the GPU
         self.graph.replay()
 
     def count_flops(self) -> int | None:

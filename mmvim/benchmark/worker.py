@@ -7,6 +7,7 @@ that slows down slows all of them down.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import signal
 import time
@@ -117,7 +118,8 @@ def prepare(subject: Subject, warm_up: int) -> tuple[Step, Result]:
 
 
 def serve(pipe, threads: int, limit: int | None, warm_up: int) -> None:
-    """Run in the worker: answer a Subject with a Result, and ``'step'`` with its seconds.
+    """Run in the worker: answer a Subject with a Result, ``'step'`` with its seconds, and
+    ``'release'`` when the subject's memory is free.
 
     A failure is the last answer.
     """
@@ -131,6 +133,10 @@ def serve(pipe, threads: int, limit: int | None, warm_up: int) -> None:
             if isinstance(asked, Subject):
                 step = None  # frees its memory
                 step, answer = prepare(asked, warm_up)
+            elif asked == 'release':
+                step, answer = None, True
+                gc.collect()
+                torch.cuda.empty_cache()
             else:
                 start = time.perf_counter()
                 step()
@@ -194,6 +200,11 @@ class Worker:
             seconds = self._ask('step')
             if seconds is not None:
                 self.result.times.append(seconds)
+
+    def release(self) -> None:
+        """Let the subject go. On a GPU its memory is there for the subjects of others."""
+        self.result = Result(self.result.subject)  # what was measured stays as it is
+        self._ask('release')
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -73,9 +73,11 @@ def benchmark():
 
 
 class FakeWorker:
-    """Runs out of memory with explicit attention from side 64 on."""
+    """Runs out of memory with explicit attention from side 64 on, and where another still has
+    memory of the size before."""
 
     started = 0
+    sizes: dict = {}  # that each worker has memory of
 
     def __init__(self, *_):
         FakeWorker.started += 1
@@ -83,6 +85,8 @@ class FakeWorker:
 
     def prepare(self, subject):
         assert not self.closed
+        assert not set(self.sizes.values()) - {subject.size}
+        self.sizes[self] = subject.size
         fails = subject.model.endswith('explicit') and subject.size >= 64
         self.result = Result(subject, status=OUT_OF_MEMORY if fails else 'ok')
 
@@ -90,7 +94,11 @@ class FakeWorker:
         if self.result.status == 'ok':
             self.result.times.append(1.0)
 
+    def release(self):
+        del self.sizes[self]
+
     def close(self):
+        self.release()
         self.closed = True
 
 
@@ -136,6 +144,7 @@ def test_processes_are_kept_on_a_gpu_until_they_fail(device, started, monkeypatc
     module = benchmark()
     monkeypatch.setattr(module, 'Worker', FakeWorker)
     monkeypatch.setattr(FakeWorker, 'started', 0)
+    monkeypatch.setattr(FakeWorker, 'sizes', {})
     args = SimpleNamespace(
         device=device, threads=1, memory_limit=1, warm_up=1, repeat=2, max_seconds=9
     )
@@ -183,6 +192,10 @@ def test_a_process_takes_one_subject_after_the_other():
             assert worker.result.status == 'ok'
             assert worker.result.tokens == (size // 16) ** 2
             assert len(worker.result.times) == 1
+            measured = worker.result
+            worker.release()
+            assert (measured.status, len(measured.times)) == ('ok', 1)
+            assert worker.result.status == 'ok'
     finally:
         worker.close()
 
