@@ -150,7 +150,7 @@ stage_sanitize() {
     [[ $help != *"$tool"* ]] || only=("$tool" kns=mmvim)
   done
   for tool in memcheck racecheck initcheck; do
-    most=$(((deadline - SECONDS) / tools--)) \
+    most=$(((deadline - SECONDS) / tools-- + 1)) \
       run "$tool" compute-sanitizer --tool "$tool" "${only[@]}" --error-exitcode 1 --log-file "$out/sanitize-$tool.txt" \
       "$python" tests/ops/gpu/sanitizer_cases.py
     tail -n 5 "$out/sanitize-$tool.txt"

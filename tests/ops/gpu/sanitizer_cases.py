@@ -62,7 +62,6 @@ def scan(device, *, reverse=False, **fixed):
 def both(device, **fixed):
     arguments = make_arguments(1, 40, STEPS, groups_B=0, groups_C=0, **fixed)
     u, delta, A, B, C, D, z, bias = (arguments[name].to(device) for name in TENSORS)
-
     other_A = (2 * arguments['A']).to(device)
 
     def function(*given, backend):
