@@ -231,7 +231,7 @@ def main() -> None:
             stopped = True
         finally:
             for worker in filter(None, workers):
-                worker.close()
+                worker.close(patience=0 if stopped else 10)
     show(console, results, args)
     about['time of the whole run'] = f'{time.perf_counter() - start:.0f} s'
     report.save(args.out / 'benchmark.json', results, about)

@@ -206,10 +206,11 @@ class Worker:
         self.result = Result(self.result.subject)  # what was measured stays as it is
         self._ask('release')
 
-    def close(self) -> None:
+    def close(self, patience: float = 10) -> None:
+        """End the process, by force where it takes longer than ``patience`` seconds."""
         with contextlib.suppress(OSError):
             self.pipe.send('stop')
-        self.process.join(timeout=10)
+        self.process.join(timeout=patience)
         if self.process.is_alive():
             self.process.kill()
         self.pipe.close()
