@@ -1,5 +1,5 @@
 # Vim-Ti with patches of 8 pixels on imagenette, from random weights, on one GPU. Built, not trained.
-_base_ = './vim-nano_1xb64-10e_imagenette-96.py'
+_base_ = './vim-nano_1xb64-8e_imagenette-96.py'
 model = dict(
     backbone=dict(arch='tiny', img_size=128, drop_path_rate=0.1), head=dict(in_channels=192))
 train_pipeline = [

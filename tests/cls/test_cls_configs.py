@@ -54,7 +54,7 @@ def test_a_training_step_reaches_every_parameter(path):
 @pytest.mark.parametrize(
     'name',
     [
-        'nano_1xb64-10e_imagenette-96',
+        'nano_1xb64-8e_imagenette-96',
         'nano-stride4_1xb64-2e_imagenette-96',
         'tiny_1xb128-100e_imagenette-128',
     ],

@@ -8,7 +8,7 @@ model = dict(
     head=dict(num_classes=10, in_channels=96, topk=(1, )),
     train_cfg=None)  # no mixup: short trainings do not overfit
 
-max_epochs = 10
+max_epochs = 8
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
@@ -26,7 +26,7 @@ param_scheduler = [
         end=max_epochs,
         convert_to_iter_based=True)
 ]
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=2)
+train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=4)
 val_cfg = dict()
 test_cfg = dict()
 custom_hooks = [dict(type='StopAtNonFiniteHook')]

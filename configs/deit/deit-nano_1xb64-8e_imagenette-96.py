@@ -1,5 +1,5 @@
 # A DeiT of a million parameters on imagenette, everything but the backbone as for Vim.
-_base_ = '../vim/vim-nano_1xb64-10e_imagenette-96.py'
+_base_ = '../vim/vim-nano_1xb64-8e_imagenette-96.py'
 model = dict(
     backbone=dict(
         _delete_=True,
