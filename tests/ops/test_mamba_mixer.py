@@ -144,13 +144,28 @@ def test_inference_equals_training(length):
 
 
 @each_recompute
-def test_an_order_of_reading_is_a_permutation_around_the_scan(recompute):
-    tokens, (into, directions, out), more = make_mixer(3, 15, kind=2)
-    order = torch.randperm(15, generator=torch.Generator().manual_seed(0))
-    directions[1] = directions[1]._replace(order=order)
+@pytest.mark.parametrize('seed', range(8))
+def test_an_order_of_reading_is_a_permutation_around_the_scan(seed, recompute):
+    tokens, (into, directions, out), more = make_mixer(seed, 15)
+    generator = torch.Generator().manual_seed(seed)
+    for k in range(len(directions)):
+        if k != seed % 3:
+            order = torch.randperm(15, generator=generator)
+            directions[k] = directions[k]._replace(order=order)
     case = tokens, (into, directions, out), more
     ours = results(mamba_mixer, *case, recompute=recompute)
     assert_close(ours, results(mamba_mixer_naive, *case), 1e-10)
+
+
+@needs_cpp
+@pytest.mark.parametrize('recompute', ['activations', 'all'])
+def test_directions_with_orders_are_mixed_by_the_operator(recompute):
+    tokens, (into, directions, out), more = make_mixer(3, 15, kind=2)
+    directions[1] = directions[1]._replace(order=torch.arange(15).flip(0))
+    with Operators() as called:
+        mamba_mixer(tokens, into, directions, out, **more, recompute=recompute)
+    assert called.names.count('cpp_mamba_mixer.default') == 2
+    assert not any('scan' in name for name in called.names)
 
 
 def test_a_compiled_mixer_reads_in_an_order_whose_values_it_cannot_look_at():

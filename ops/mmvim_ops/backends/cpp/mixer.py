@@ -25,8 +25,8 @@ def why_not(call: MixerCall) -> str | None:
         return f'it trains in float32 and float64, not in {dtype}'
     most = library.CONSTANTS['most_taps']
     for direction in call.directions:
-        if direction.order is not None:
-            return 'it reads tokens in their order'
+        if direction.order is not None and dtype is not None:
+            return f'it adds up directions with orders of their own after rounding them to {dtype}'
         if direction.conv_weight.shape[-1] > most:
             return f'it has at most {most} taps'
     if torch.is_autocast_enabled('cpu'):
@@ -62,7 +62,29 @@ def _tensors(call: MixerCall) -> list[Tensor | None]:
 
 
 def mamba_mixer(call: MixerCall) -> Tensor:
-    """For what :func:`why_not` lets through."""
+    """For what :func:`why_not` lets through.
+
+    The operator reads tokens as they lie. All but the convolution and the scan takes them one by
+    one, so that a direction with an order of its own is a mixer of the tokens in that order.
+    """
+    if all(direction.order is None for direction in call.directions):
+        return _operator(call)
+    first, *others = (_alone(call, direction) for direction in call.directions)
+    out = sum(others, first)
+    return out if call.out_bias is None else out + call.out_bias
+
+
+def _alone(call: MixerCall, direction: MixerDirection) -> Tensor:
+    """What one direction adds to the output, (B, L, C')."""
+    order = direction.order
+    call = call._replace(directions=(direction._replace(order=None),), out_bias=None)
+    if order is None:
+        return _operator(call)
+    out = _operator(call._replace(tokens=call.tokens.index_select(1, order)))
+    return out.index_select(1, order.argsort())
+
+
+def _operator(call: MixerCall) -> Tensor:
     reverse = []
     for direction in call.directions:
         conv_reverse = direction.conv_reverse
