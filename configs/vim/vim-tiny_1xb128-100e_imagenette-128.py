@@ -16,15 +16,7 @@ train_dataloader = dict(
     dataset=dict(pipeline=train_pipeline))
 max_epochs = 100
 param_scheduler = [
-    dict(
-        type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=5,
-        convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-5,
-        by_epoch=True,
-        begin=5,
-        end=max_epochs,
-        convert_to_iter_based=True)
+    dict(_base_.param_scheduler[0], end=5),
+    dict(_base_.param_scheduler[1], begin=5, end=max_epochs)
 ]
 train_cfg = dict(max_epochs=max_epochs, val_interval=10)

@@ -31,6 +31,14 @@ BLOCK = 256  # sides of the tiles of the file that is written
 OPTIONS = dict(GDAL_CACHEMAX=256 * 2**20)
 
 
+def require_rasterio() -> None:
+    """Raise UserError where it is not installed."""
+    if find_spec('rasterio') is None:
+        raise UserError(
+            "rasters need rasterio: pip install --no-build-isolation '.[geo]' installs it"
+        )
+
+
 class Raster:
     """A GeoTIFF as 8-bit RGB, of which parts are read.
 
@@ -159,10 +167,7 @@ def predict_raster(
         UserError: The model cannot be taken apart like this, rasterio is missing, an argument is
             of the other way, or ``target`` is ``source``.
     """
-    if find_spec('rasterio') is None:
-        raise UserError(
-            "rasters need rasterio: pip install --no-build-isolation '.[geo]' installs it"
-        )
+    require_rasterio()
     import rasterio
     from rasterio.errors import RasterioError
 

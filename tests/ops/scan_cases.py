@@ -13,6 +13,22 @@ AS_PLAIN = 4  # times the error of plain PyTorch in the same dtypes is as good, 
 TENSORS = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
 
 
+def call_in_backward(call, device='cpu'):
+    """Call a function in the thread that runs a backward pass on this device."""
+
+    class Inside(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            call()
+            return grad
+
+    Inside.apply(torch.ones(1, device=device, requires_grad=True)).backward()
+
+
 def make_arguments(
     batch=2,
     channels=6,

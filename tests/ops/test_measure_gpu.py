@@ -105,7 +105,7 @@ def test_what_needs_all_memory_has_a_process_of_its_own(checkout):
 
 def test_no_sanitizer_takes_the_time_of_the_others(checkout):
     checkout.measure('sanitize=8', slow='--tool memcheck')
-    assert re.match(r'failed: memcheck stopped after [1-3] s', checkout.verdicts()['sanitize'])
+    assert 'failed: memcheck stopped after 3 s, ' in checkout.verdicts()['sanitize']
     tools = re.findall(r'--tool (\w+)', checkout.calls.read_text())
     assert tools == ['memcheck', 'racecheck', 'initcheck']
 
@@ -114,7 +114,7 @@ def test_a_stage_ends_when_its_time_is_over(checkout):
     result = checkout.measure('models=3', 'sweep', slow='bf16-graph')
     assert result.returncode == 1
     verdict = checkout.verdicts()['models']
-    assert re.search('bf16-graph stopped after [1-3] s', verdict)
+    assert re.search('bf16-graph stopped after [23] s', verdict)
     assert 'bf16-train not started' in verdict
     assert checkout.verdicts()['sweep'].startswith('ok')
 

@@ -4,12 +4,14 @@
 """
 
 import argparse
-from importlib.util import find_spec
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mmvim.apis.rasters import require_rasterio
 from mmvim.utils.launch import UserError, run
 
 STRIP = 1024  # rows that are read at a time
@@ -30,24 +32,28 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def open_raster(path: Path):
-    import rasterio
+@contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """Name the file with which rasterio fails."""
     from rasterio.errors import RasterioError
 
     try:
-        return rasterio.open(path)
+        yield
     except RasterioError as error:
-        raise UserError(f'{path}: broken, or no raster ({error})') from None
+        raise UserError(f'{file}: broken, or no raster ({error})') from None
+
+
+def open_raster(path: Path):
+    import rasterio
+
+    with naming(path):
+        return rasterio.open(path)
 
 
 def read(file, *args, **arguments) -> np.ndarray:
     """What ``file.read`` gives."""
-    from rasterio.errors import RasterioError
-
-    try:
+    with naming(file.name):
         return file.read(*args, **arguments)
-    except RasterioError as error:
-        raise UserError(f'{file.name}: broken, or no raster ({error})') from None
 
 
 def check(raster, truth, maps) -> None:
@@ -100,10 +106,7 @@ def panel(file, side: int) -> np.ndarray:
 
 def main() -> None:
     args = parse_args()
-    if find_spec('rasterio') is None:
-        raise UserError(
-            "rasters need rasterio: pip install --no-build-isolation '.[geo]' installs it"
-        )
+    require_rasterio()
     files = [open_raster(path) for path in (args.raster, args.truth, *args.maps)]
     raster, truth, *maps = files
     check(raster, truth, maps)

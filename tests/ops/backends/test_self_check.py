@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from scan_cases import CPU_BACKENDS, make_arguments
+from scan_cases import CPU_BACKENDS, call_in_backward, make_arguments
 from test_registry import FUNCTIONS, scan
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -375,18 +375,7 @@ def test_what_is_traced_captured_or_without_data_is_not_checked(unproven, monkey
 
 def test_a_call_inside_of_a_backward_pass_leaves_the_check_to_another(unproven):
     """On a GPU the thread that runs it is the one that would have to run the check's backward."""
-
-    class Inside(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            scan()
-            return grad
-
-    Inside.apply(torch.ones(1, requires_grad=True)).backward()
+    call_in_backward(scan)
     assert unproven.scans == 1
     assert self_check._verdicts == {}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from gpu_cases import DEVICE, each_backend, to_device
-from scan_cases import make_arguments
+from scan_cases import call_in_backward, make_arguments
 
 from mmvim_ops import selective_scan
 from mmvim_ops.backends import self_check
@@ -59,18 +59,7 @@ def test_nothing_is_checked_while_a_graph_is_captured_or_backward_runs(backend):
     self_check._verdicts[backend, device, torch.float32] = None
     expected = selective_scan(**given, backend=backend)
     self_check._verdicts.clear()
-
-    class Inside(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            selective_scan(**given, backend=backend)
-            return grad
-
-    Inside.apply(torch.ones(1, device=device, requires_grad=True)).backward()
+    call_in_backward(lambda: selective_scan(**given, backend=backend), device)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = selective_scan(**given, backend=backend)
