@@ -152,11 +152,12 @@ def sweep(args: argparse.Namespace, dim: int, length: int, dtype: str) -> Iterat
             scan(*inputs)
 
     counts = [n for n in chunk_counts(length) if n in (1, 2, 4, 8, 16, 32)]
-    cuts = [Cut(*each) for each in product(lanes_for(args.states), (1, 2, 4, 6), counts)]
     sizes = Sizes(2, args.batch, 1, dim, length, args.states)
     for backward, run in ((False, forward), (True, partial(both, scan, inputs, grad))):
         times: dict[str, float] = {}
         failures: dict[str, str] = {}
+        lanes = lanes_for(args.states, backward)
+        cuts = [Cut(*each) for each in product(lanes, (1, 2, 4, 6), counts)]
         for cut in (None, *cuts):
             name = name_of(cut) if cut else 'as chosen'
             with noting(failures, name), cut_into(cut, backward) if cut else nullcontext():

@@ -27,16 +27,22 @@ MMVIM_API const char* mmvim_device_limits(int64_t device, int64_t* limits) {
 }
 
 MMVIM_API int64_t mmvim_most_threads(int64_t states, int64_t lanes, int64_t backward) {
-  return with_shape(states, lanes, [&](auto shape) {
-    return backward ? int64_t(kBackwardThreads<decltype(shape)>) : int64_t(kForwardThreads);
+  if (backward)
+    return with_shape<true>(states, lanes, [](auto shape) {
+      return int64_t(kBackwardThreads<decltype(shape)>);
+    });
+  return with_shape<false>(states, lanes, [](auto shape) {
+    return int64_t(kForwardThreads<decltype(shape)>);
   });
 }
 
 MMVIM_API int64_t mmvim_shared_bytes(int64_t states, int64_t lanes, int64_t warps,
                                      int64_t directions, int64_t backward) {
-  return with_shape(states, lanes, [&](auto shape) {
-    using Shape = decltype(shape);
-    return 4 * directions * (backward ? BackwardMemory<Shape>::floats(warps)
-                                      : ForwardMemory<Shape, 2>::floats(warps));
+  if (backward)
+    return with_shape<true>(states, lanes, [&](auto shape) {
+      return 4 * BackwardMemory<decltype(shape)>::floats(warps) * directions;
+    });
+  return with_shape<false>(states, lanes, [&](auto shape) {
+    return forward_bytes<decltype(shape), 2>(warps, directions);
   });
 }

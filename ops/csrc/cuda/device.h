@@ -2,6 +2,7 @@
 // (MMVIM_EMULATED, tests/ops/cuda_emulation). No torch here.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #ifdef MMVIM_EMULATED
 #include "cuda_emulation.h"
@@ -100,6 +101,13 @@ template <int N, class T> __device__ __forceinline__ void copy_words(T* to, cons
 #pragma unroll
   for (int i = 0; i < int(sizeof(T) * N / sizeof(Words)); i++)
     reinterpret_cast<Words*>(to)[i] = reinterpret_cast<const Words*>(from)[i];
+}
+
+template <int N, class T> __device__ __forceinline__ void store_words(T* to, const T* from) {
+  using Words = typename WordsOf<sizeof(T) * N>::type;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(T) * N / sizeof(Words)); i++)
+    store(reinterpret_cast<Words*>(to) + i, reinterpret_cast<const Words*>(from)[i]);
 }
 
 constexpr float kLog2e = 1.44269504088896341f;

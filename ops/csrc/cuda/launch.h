@@ -6,15 +6,19 @@
 
 namespace mmvim {
 
-// Up to 16 states, either four lanes share a channel, which costs less per state, or eight, which
-// makes twice as many warps. More states than that are rare, and get one type only.
+// Up to 16 states, the fewer lanes share a channel the less a state costs, and the fewer warps there
+// are. In backward two lanes would need more registers than there are. More states than that are
+// rare, and get one type only.
+using Small2 = Shape<2, 8, 16>;
 using Small4 = Shape<4, 4, 16>;
 using Small8 = Shape<8, 2, 32>;
 using Medium = Shape<16, 4, 16>;
 using Large = Shape<32, 8, 16>;
 
 // f(shape) with that of so many states and, where there is a choice, lanes per channel.
-template <class F> auto with_shape(int64_t states, int64_t lanes, F f) {
+template <bool kBackward, class F> auto with_shape(int64_t states, int64_t lanes, F f) {
+  if constexpr (!kBackward)
+    if (states <= Small2::kStates && lanes == Small2::P) return f(Small2());
   if (states <= Small4::kStates) return lanes == Small4::P ? f(Small4()) : f(Small8());
   return states <= Medium::kStates ? f(Medium()) : f(Large());
 }
@@ -26,7 +30,7 @@ template <class Task> const char* choose(const Scan& scan, const Task& task) {
   bool constant = false;
   for (int64_t i = 0; i < scan.directions; i++)
     constant |= !scan.direction[i].B.varying || !scan.direction[i].C.varying;
-  return with_shape(scan.states, scan.lanes, [&](auto shape) -> const char* {
+  return with_shape<Task::kBackward>(scan.states, scan.lanes, [&](auto shape) -> const char* {
     using Shape = decltype(shape);
     if constexpr (Shape::kStates <= 16)
       if (!constant) {

@@ -7,6 +7,7 @@ using namespace mmvim;
 namespace {
 
 struct Backward {
+  static constexpr bool kBackward = true;
   const Scan& scan;
   template <class T, class Shape, bool kConstant> const char* run() const {
     if (scan.chunks > 1)

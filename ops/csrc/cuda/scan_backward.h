@@ -26,28 +26,32 @@ template <class Shape> struct BackwardMemory {
   static constexpr bool kWhole = Shape::kStates <= 16;
   static constexpr int kKept = kWhole ? kSegment : kSteps;     // steps
   static constexpr int kMatrix = kKept * Shape::kStates;
-  static constexpr int kElements = kKept * Shape::kChannels;                   // of a warp
+  static constexpr int kPitch = Shape::kChannels + 1;                // neighbours in different banks
+  static constexpr int kElements = kKept * kPitch;                             // of a warp
   static constexpr int kStarts = kSegment / Shape::kHold * Shape::S * 32;
   // Neighbours in different banks.
   static constexpr int kSumsPitch = 2 * Shape::kStates + (Shape::S > 2 ? 16 : 8);
   static constexpr int kSums = kSteps * kSumsPitch, kTurns = kWhole ? 2 : 1;
+  static constexpr int kOfElements = kSteps * Shape::kChannels;
+  static constexpr int kWarp = 4 * kElements + kStarts + 3 * kOfElements;      // floats
   float *B, *C;              // (steps, states)
-  GradElement* elements;     // of this lane's channel: (steps, channels)
+  GradElement* elements;     // of this warp: (steps, pitch)
   float* starts;             // of this warp: (holds, lanes, S)
+  float *y, *by_value, *by_delta;     // of this warp: (steps of a tile, channels)
   float* sums;               // of all warps, in turns: (turns, warps, steps of a tile, pitch)
 
   __device__ BackwardMemory(const Place<Shape>& place, float4* memory) {
     const int warps = place.threads / 32;
     B = reinterpret_cast<float*>(memory) + place.direction * floats(warps);
     C = B + kMatrix;
-    auto all = reinterpret_cast<GradElement*>(C + kMatrix);
-    elements = all + place.warp * kElements + place.row;
-    starts = reinterpret_cast<float*>(all + warps * kElements);
-    sums = starts + warps * kStarts;
-    starts += place.warp * kStarts;
+    float* own = C + kMatrix + place.warp * kWarp;
+    elements = reinterpret_cast<GradElement*>(own);
+    starts = own + 4 * kElements;
+    y = starts + kStarts, by_value = y + kOfElements, by_delta = by_value + kOfElements;
+    sums = C + kMatrix + warps * kWarp;
   }
   __host__ __device__ static int floats(int64_t warps) {
-    return 2 * kMatrix + int(warps) * (4 * kElements + kStarts + kTurns * kSums);
+    return 2 * kMatrix + int(warps) * (kWarp + kTurns * kSums);
   }
 };
 
@@ -79,8 +83,8 @@ __global__ void __launch_bounds__(kBackwardThreads<Shape>)
 scan_backward(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
   using Memory = BackwardMemory<Shape>;
-  constexpr int S = Shape::S, kOwn = Shape::kOwn, kHold = Shape::kHold;
-  constexpr int kSteps = Shape::kSteps, kTiles = kSegment / kSteps;
+  constexpr int S = Shape::S, kOwn = Shape::kOwn, kHold = Shape::kHold, kAhead = Shape::kAhead;
+  constexpr int kSteps = Shape::kSteps, kTiles = kSegment / kSteps, kPitch = Memory::kPitch;
   Place<Shape> place(scan, scan.splits);
   const Direction& direction = scan.direction[place.direction];
   const bool gated = scan.z.data != nullptr, two = scan.directions == 2;
@@ -91,30 +95,34 @@ scan_backward(const __grid_constant__ Scan scan) {
   MatrixLoader<T, Shape, kConstant> matrix_B(direction.B, place, states),
       matrix_C(direction.C, place, states);
   Coefficients<T, Shape, kConstant> B(direction.B), C(direction.C);
-  T raw_u[kOwn], raw_delta[kOwn], raw_g[kOwn], raw_z[kOwn];
-  float A[S], X[S], h[S], grad_A[S], bias, skip;
+  alignas(16) T raw_u[kOwn], raw_delta[kOwn], raw_g[kOwn], raw_z[kOwn];
+  float A[S], X[S], h[S], grad_A[S], bias[kOwn], skip[kOwn];
   bool turn = false;
   float grad_B[S], grad_C[S];     // of constant ones
 
   auto fetch = [&](int i) {
     const int steps = place.steps(i);
+    const Cells<Shape> cells(scan, place);
+    const bool there = cells.step < steps;
     matrix_B.fetch(i, steps);
     matrix_C.fetch(i, steps);
-    Own<const T, Shape>(direction.u, place, i).load(place, steps, raw_u);
-    Own<const T, Shape>(direction.delta, place, i).load(place, steps, raw_delta);
-    Own<const T, Shape>(scan.grad_out, place, i).load(place, steps, raw_g);
-    if (gated) Own<const T, Shape>(scan.z, place, i).load(place, steps, raw_z);
+    Stream<const T, Shape>(direction.u, cells, i).load(there, raw_u);
+    Stream<const T, Shape>(direction.delta, cells, i).load(there, raw_delta);
+    Stream<const T, Shape>(scan.grad_out, cells, i).load(there, raw_g);
+    if (gated) Stream<const T, Shape>(scan.z, cells, i).load(there, raw_z);
   };
   auto place_of = [](int k) { return Memory::kWhole ? k * kSteps : 0; };   // of tile k of a segment
-  auto element_of = [&](int k, int j) -> GradElement& {
-    return shared.elements[(place_of(k) + place.own(j)) * Shape::kChannels];
+  const GradElement* of_channel = shared.elements + place.row;
+  // This lane's cells of tile k.
+  auto cells_of = [&](const Cells<Shape>& cells, int k) {
+    return shared.elements + (place_of(k) + cells.step % kSteps) * kPitch + cells.column;
   };
   auto start = [&](int step_of_segment) {
     return shared.starts + (step_of_segment / kHold * 32 + place.lane) * S;
   };
   float* sums_of_tile = shared.sums;
   // The gradient of B_t (0) or C_t (1) of kHold steps over the channels of a warp.
-  auto write_sums = [&](int from, int which, float (&values)[kHold * S]) {
+  auto write_matrix_sums = [&](int from, int which, float (&values)[kHold * S]) {
     constexpr int kLeft = kHold * S / Shape::kChannels, kRun = kLeft < S ? kLeft : S;
     const int index = sum_rows<Shape::P, 16, kHold * S>(values, place.lane);
     float* to = sums_of_tile + place.warp * Memory::kSums + (from + index / S) * Memory::kSumsPitch
@@ -130,53 +138,55 @@ scan_backward(const __grid_constant__ Scan scan) {
     if (!Memory::kWhole) __syncthreads();     // everybody has read the last tile
     matrix_B.store(i, steps, shared.B + place_of(k) * Shape::kStates);
     matrix_C.store(i, steps, shared.C + place_of(k) * Shape::kStates);
+    const Cells<Shape> cells(scan, place);
+    alignas(16) GradElement own[kOwn];
 #pragma unroll
     for (int j = 0; j < kOwn; j++) {
-      if (Shape::P > kSteps && place.part >= kSteps) break;
-      float delta = step_size(to_float(raw_delta[j]) + bias, scan.softplus);
-      delta = place.own(j) < steps ? delta : 0.f;
-      float g = place.exists ? to_float(raw_g[j]) * scale : 0.f, by_z = 0;
+      float delta = step_size(to_float(raw_delta[j]) + bias[j], scan.softplus);
+      delta = cells.step < steps ? delta : 0.f;
+      float g = to_float(raw_g[j]) * scale, by_z = 0;     // zero where there is no such channel
       if (gated) {
         const float z = to_float(raw_z[j]), s = sigmoid(z);
         by_z = g * s * fmaf(z, 1 - s, 1.f), g *= z * s;
       }
-      element_of(k, j) = {delta, delta * to_float(raw_u[j]), g, by_z};
+      own[j] = {delta, delta * to_float(raw_u[j]), g, by_z};
     }
+    if (cells.has_cells()) copy_words<kOwn>(cells_of(cells, k), own);
     __syncthreads();
   };
   // The states of tile k of the segment again, from h on.
   auto record = [&](int k) {
     Transition<Shape> current, next;
-    current.prepare(B, shared.B, shared.elements, place_of(k), place.part, A);
+    current.template prepare<kPitch>(B, shared.B, of_channel, place_of(k), place.part, A);
 #pragma unroll
-    for (int from = 0; from < kSteps; from += kQuad) {
-      if (from + kQuad < kSteps)
-        next.prepare(B, shared.B, shared.elements, place_of(k) + from + kQuad, place.part, A);
+    for (int from = 0; from < kSteps; from += kAhead) {
+      if (from + kAhead < kSteps)
+        next.template prepare<kPitch>(B, shared.B, of_channel, place_of(k) + from + kAhead,
+                                      place.part, A);
       if (from % kHold == 0) copy_words<S>(start(k * kSteps + from), h);
 #pragma unroll
-      for (int t = 0; t < kQuad; t++)
+      for (int t = 0; t < kAhead; t++)
 #pragma unroll
         for (int s = 0; s < S; s++) h[s] = fmaf(current.decay[t][s], h[s], current.input[t][s]);
       current = next;
     }
   };
   // kHold steps from `from` on of a tile: there with the states, back with the adjoint. What belongs
-  // to elements goes to their owners.
-  auto retreat = [&](int tile, int from, float (&y)[kOwn], float (&by_value)[kOwn],
-                     float (&by_delta)[kOwn]) {
+  // to elements goes to shared memory.
+  auto retreat = [&](int tile, int from) {
     const int first = place_of(tile) + from;
     float before[kHold][S], decay[kHold][S], products[kHold * S], sums[kQuad], others[kQuad];
     alignas(16) float at[S];
     copy_words<S>(at, start(tile * kSteps + from));
 #pragma unroll
     for (int k = 0; k < kHold; k++) {
-      const float delta = shared.elements[(first + k) * Shape::kChannels].delta;
+      const float delta = of_channel[(first + k) * kPitch].delta;
 #pragma unroll
       for (int s = 0; s < S; s++) decay[k][s] = exp2(delta * A[s]);
     }
 #pragma unroll
     for (int k = 0; k < kHold; k++) {
-      const GradElement element = shared.elements[(first + k) * Shape::kChannels];
+      const GradElement element = of_channel[(first + k) * kPitch];
       alignas(16) float b[S], c[S];
       B.at(shared.B, first + k, place.part, b);
       C.at(shared.C, first + k, place.part, c);
@@ -189,12 +199,13 @@ scan_backward(const __grid_constant__ Scan scan) {
         products[k * S + s] = at[s] * element.g;
         if constexpr (kConstant) grad_C[s] = fmaf(at[s], element.g, grad_C[s]);
       }
-      if (k % kQuad == kQuad - 1 && gated) sum_to_owners(sums, place, from + k + 1 - kQuad, y);
+      if (k % kQuad == kQuad - 1 && gated)
+        write_sums(sums, place, from + k + 1 - kQuad, shared.y);
     }
-    if (!kConstant || direction.C.varying) write_sums(from, 1, products);
+    if (!kConstant || direction.C.varying) write_matrix_sums(from, 1, products);
 #pragma unroll
     for (int k = kHold - 1; k >= 0; k--) {
-      const GradElement element = shared.elements[(first + k) * Shape::kChannels];
+      const GradElement element = of_channel[(first + k) * kPitch];
       alignas(16) float b[S], c[S];
       B.at(shared.B, first + k, place.part, b);
       C.at(shared.C, first + k, place.part, c);
@@ -211,11 +222,11 @@ scan_backward(const __grid_constant__ Scan scan) {
         others[k % kQuad] = fmaf(e, A[s], others[k % kQuad]);
       }
       if (k % kQuad == 0) {
-        sum_to_owners(sums, place, from + k, by_value);
-        sum_to_owners(others, place, from + k, by_delta);
+        write_sums(sums, place, from + k, shared.by_value);
+        write_sums(others, place, from + k, shared.by_delta);
       }
     }
-    if (!kConstant || direction.B.varying) write_sums(from, 0, products);
+    if (!kConstant || direction.B.varying) write_matrix_sums(from, 0, products);
   };
   // Sums over the channels of the block for B and C of tile i; the next block of channels adds to
   // them. A thread has four states of B or C.
@@ -249,8 +260,10 @@ scan_backward(const __grid_constant__ Scan scan) {
   const int blocks = int(blocks_per_group(scan, place.width));
   for (int block = split; block < blocks; block += int(scan.splits)) {
     place.choose(scan, block);
-    bias = load_channel(place, direction.delta_bias), skip = load_channel(place, direction.D);
-    float sum_D = 0, sum_bias = 0;
+    const Cells<Shape> cells(scan, place);
+    cells.load(direction.delta_bias, bias);
+    cells.load(direction.D, skip);
+    float sum_D[kOwn] = {}, sum_bias[kOwn] = {};
     load_A(scan, place, A);
     B.choose(direction.B, place, states);
     C.choose(direction.C, place, states);
@@ -281,55 +294,48 @@ scan_backward(const __grid_constant__ Scan scan) {
         // While these are written, other warps may still read the last tile's; where tiles are stored
         // one by one, a barrier is in between.
         sums_of_tile = shared.sums + (turn ? place.threads / 32 * Memory::kSums : 0);
-        T u_again[kOwn], delta_again[kOwn];
-        Own<const T, Shape>(direction.u, place, i).load(place, steps, u_again);
-        Own<const T, Shape>(direction.delta, place, i).load(place, steps, delta_again);
+        const bool there = cells.step < steps;
+        alignas(16) T u_again[kOwn], delta_again[kOwn];
+        Stream<const T, Shape>(direction.u, cells, i).load(there, u_again);
+        Stream<const T, Shape>(direction.delta, cells, i).load(there, delta_again);
         if (k == 0 && base > 0) fetch(base - kTiles);
-        float y[kOwn], by_value[kOwn], by_delta[kOwn];
 #pragma unroll
-        for (int j = 0; j < kOwn; j++) y[j] = by_value[j] = by_delta[j] = 0;
-#pragma unroll
-        for (int from = kSteps - kHold; from >= 0; from -= kHold)
-          retreat(k, from, y, by_value, by_delta);
+        for (int from = kSteps - kHold; from >= 0; from -= kHold) retreat(k, from);
+        __syncwarp();     // for what has been summed; a barrier follows before the next tile's sums
+        alignas(16) float y[kOwn], by_value[kOwn], by_delta[kOwn];
+        alignas(16) GradElement own[kOwn];
+        const int at = cells.step % kSteps * Shape::kChannels + cells.column;
+        copy_words<kOwn>(own, cells_of(cells, k));
+        copy_words<kOwn>(y, shared.y + at);
+        copy_words<kOwn>(by_value, shared.by_value + at);
+        copy_words<kOwn>(by_delta, shared.by_delta + at);
 
         const ArrivalOrder<kSteps> order(place.length, i, true);
         const Arrival arrival = two ? order.all(steps) : Arrival::kSecond;
-        const int own = place.exists ? steps : 0;
-        float grad_u[kOwn];
+        alignas(16) float grad_u[kOwn];
 #pragma unroll
         for (int j = 0; j < kOwn; j++) {
-          grad_u[j] = 0;
-          if (Shape::P > kSteps && place.part >= kSteps) break;
-          const GradElement element = element_of(k, j);
           const float u = to_float(u_again[j]);
-          const float slope = sigmoid(to_float(delta_again[j]) + bias);
+          const float slope = sigmoid(to_float(delta_again[j]) + bias[j]);
           by_delta[j] = fmaf(by_value[j], u, by_delta[j] * kLn2) * (scan.softplus ? slope : 1.f);
-          by_delta[j] = place.own(j) < steps ? by_delta[j] : 0.f;
-          grad_u[j] = fmaf(by_value[j], element.delta, skip * element.g);
-          sum_bias += by_delta[j], sum_D = fmaf(element.g, u, sum_D);
-          if (direction.D != nullptr) y[j] = fmaf(skip, u, y[j]);
+          by_delta[j] = there ? by_delta[j] : 0.f;
+          grad_u[j] = fmaf(by_value[j], own[j].delta, skip[j] * own[j].g);
+          sum_bias[j] += by_delta[j];
+          sum_D[j] = there ? fmaf(own[j].g, u, sum_D[j]) : sum_D[j];
+          if (direction.D != nullptr) y[j] = fmaf(skip[j], u, y[j]);
         }
-        Own<T, Shape>(direction.grad_delta, place, i).store(place, steps, by_delta);
-        Own<T, Shape>(direction.grad_u, place, i).store(place, steps, grad_u);
-        if (gated && arrival == Arrival::kFirst)
-          Own<float, Shape>(scan.partial, place, i).store(place, steps, y);
-        auto is_first = [&](int j) { return order.is_first(place.own(j), place.direction); };
-        if (gated && arrival == Arrival::kMixed)
-          Own<float, Shape>(scan.partial, place, i).each(place, own, [&](int j, float& at) {
-            if (is_first(j)) at = y[j];
-          });
+        Stream<T, Shape>(direction.grad_delta, cells, i).store(there, by_delta);
+        Stream<T, Shape>(direction.grad_u, cells, i).store(there, grad_u);
+        const bool comes_first = order.is_first(cells.step, place.direction);
+        if (gated && arrival != Arrival::kSecond)
+          Stream<float, Shape>(scan.partial, cells, i).store(there && comes_first, y);
         __syncthreads();     // the sums of all warps and the y of both directions are there
         if (gated && arrival != Arrival::kFirst) {
-          float other[kOwn];
-          if (two) Own<float, Shape>(scan.partial, place, i).load(place, steps, other);
+          alignas(16) float other[kOwn];
+          if (two) Stream<float, Shape>(scan.partial, cells, i).load(there, other);
 #pragma unroll
-          for (int j = 0; j < kOwn; j++) {
-            if (Shape::P > kSteps && place.part >= kSteps) break;
-            y[j] = (two ? y[j] + other[j] : y[j]) * element_of(k, j).by_z;
-          }
-          Own<T, Shape> all(scan.grad_z, place, i);
-          if (arrival == Arrival::kSecond) all.store(place, steps, y);
-          else all.each(place, own, [&](int j, T& at) { if (!is_first(j)) assign(at, y[j]); });
+          for (int j = 0; j < kOwn; j++) y[j] = (two ? y[j] + other[j] : y[j]) * own[j].by_z;
+          Stream<T, Shape>(scan.grad_z, cells, i).store(there && !(two && comes_first), y);
         }
         write_matrices(i, block > split);
         turn = Memory::kTurns == 2 && !turn;
@@ -340,12 +346,15 @@ scan_backward(const __grid_constant__ Scan scan) {
       if (!direction.B.varying) store_states(scan, place, direction.grad_B, place.line, grad_B);
       if (!direction.C.varying) store_states(scan, place, direction.grad_C, place.line, grad_C);
     }
-    sum_D = sum_lanes<Shape>(sum_D), sum_bias = sum_lanes<Shape>(sum_bias);
-    if (place.part == 0 && place.exists) {
-      int64_t at = place.line * scan.channels + place.channel;
-      if (direction.grad_D != nullptr) direction.grad_D[at] = sum_D;
-      if (direction.grad_delta_bias != nullptr) direction.grad_delta_bias[at] = sum_bias;
-    }
+    sum_steps<Shape>(sum_D);
+    sum_steps<Shape>(sum_bias);
+#pragma unroll
+    for (int j = 0; j < kOwn; j++)
+      if (cells.step == 0 && j < cells.left) {
+        const int64_t at = place.line * scan.channels + cells.channel + j;
+        if (direction.grad_D != nullptr) direction.grad_D[at] = sum_D[j];
+        if (direction.grad_delta_bias != nullptr) direction.grad_delta_bias[at] = sum_bias[j];
+      }
   }
 }
 

@@ -3,9 +3,10 @@
 // A block owns `width` neighbouring channels of one group in one chunk of one batch element, for
 // one direction or, with half of its warps each, for two. P lanes share a channel, with S states
 // each. What depends on an element (a channel at a step) alone, such as softplus and gate, is
-// computed once, by the one of the P lanes that owns it: it reads the element from memory, leaves
-// for the others of its warp what the recurrence needs, gets their sums and writes the results. So
-// warps share nothing but the tiles of B and C. Time is counted in the order of the scan.
+// computed once, by the lane of the warp that owns it (cells.h): it reads the element from memory,
+// leaves for the others what the recurrence needs, gets their sums and writes the results, both
+// through shared memory. So warps share nothing but the tiles of B and C. Time is counted in the
+// order of the scan.
 #pragma once
 #include "args.h"
 #include "device.h"
@@ -19,8 +20,9 @@ template <int P_, int S_, int kSteps_> struct Shape {
   static constexpr int P = P_, S = S_, kSteps = kSteps_;
   static constexpr int kStates = P * S;
   static constexpr int kChannels = 32 / P;             // of a warp
-  static constexpr int kOwn = P < kSteps ? kSteps / P : 1;    // elements of a tile that a lane owns
+  static constexpr int kOwn = P < kSteps ? kSteps / P : 1;    // cells of a tile that a lane has
   static constexpr int kHold = S > 2 ? 4 : 8;          // steps whose states backward holds at once
+  static constexpr int kAhead = S > 4 ? 2 : kQuad;     // steps that are prepared ahead
 };
 
 __host__ __device__ inline int64_t blocks_per_group(const Scan& scan, int64_t width) {
@@ -74,44 +76,6 @@ template <class Shape> struct Place {
   __device__ int steps(int i) const {
     int left = length - i * kSteps;
     return left < kSteps ? left : kSteps;
-  }
-  // In a tile, the j-th step that this lane owns, and whether it owns it.
-  __device__ int own(int j) const { return j * Shape::P + part; }
-  __device__ bool owns(int j, int steps) const { return exists && own(j) < steps; }
-};
-
-// The elements of a sequence that a lane owns, of one tile after another.
-template <class T, class Shape> struct Own {
-  static constexpr int kSteps = Shape::kSteps;
-  T* at;             // the first one of the current tile
-  int64_t apart;     // between two of them, and from the last one to the next tile
-
-  __device__ __forceinline__ Own(const Sequence& x, const Place<Shape>& place, int tile = 0)
-      : apart(kSteps / Shape::kOwn * place.step * x.time) {
-    at = static_cast<T*>(x.data) + place.batch * x.batch + place.channel * x.channel
-        + place.time(tile * kSteps + place.part) * x.time;
-  }
-  __device__ __forceinline__ void move(int tiles) { at += tiles * Shape::kOwn * apart; }
-
-  // f(j, element) for those of a tile of so many steps; moves on to the next one.
-  template <class F>
-  __device__ __forceinline__ void each(const Place<Shape>& place, int steps, F f) {
-#pragma unroll
-    for (int j = 0; j < Shape::kOwn; j++, at += apart)
-      if (place.own(j) < steps) f(j, *at);
-  }
-  // Zero where there is none.
-  template <class V>
-  __device__ __forceinline__ void load(const Place<Shape>& place, int steps,
-                                       V (&to)[Shape::kOwn]) {
-#pragma unroll
-    for (int j = 0; j < Shape::kOwn; j++) assign(to[j], 0.f);
-    each(place, steps, [&](int j, T& x) { to[j] = x; });
-  }
-  // Only where the channel exists.
-  __device__ __forceinline__ void store(const Place<Shape>& place, int steps,
-                                        const float (&from)[Shape::kOwn]) {
-    each(place, place.exists ? steps : 0, [&](int j, T& x) { assign(x, from[j]); });
   }
 };
 
@@ -176,12 +140,6 @@ __device__ __forceinline__ void load_A(const Scan& scan, const Place<Shape>& pla
   });
 }
 
-// Of a vector of the arguments, this lane's channel; zero where it is missing.
-template <class Shape>
-__device__ __forceinline__ float load_channel(const Place<Shape>& place, const float* from) {
-  return from != nullptr ? from[place.channel] : 0.f;
-}
-
 // Into and out of (lines, states, channels).
 template <class Shape>
 __device__ __forceinline__ void load_states(const Scan& scan, const Place<Shape>& place,
@@ -224,25 +182,6 @@ __device__ __forceinline__ float sum_parts(const float (&x)[kQuad], int part) {
 #pragma unroll
   for (int mask = 4; mask < Shape::P; mask *= 2) sum += shuffle_xor(sum, mask);
   return sum;
-}
-
-// The same of four steps from `from` on of a tile, to the lanes that own them.
-template <class Shape>
-__device__ __forceinline__ void sum_to_owners(const float (&x)[kQuad], const Place<Shape>& place,
-                                              int from, float (&own)[Shape::kOwn]) {
-  constexpr int kQuads = Shape::P / kQuad;      // lanes whose part is the same but for a multiple of 4
-  float sum = sum_parts<Shape>(x, place.part);
-  const int quad = from / kQuad;
-#pragma unroll
-  for (int j = 0; j < Shape::kOwn; j++)
-    if (quad / kQuads == j && place.part / kQuad == quad % kQuads) own[j] = sum;
-}
-
-// Sum over the P lanes of a channel.
-template <class Shape> __device__ __forceinline__ float sum_lanes(float x) {
-#pragma unroll
-  for (int mask = 1; mask < Shape::P; mask *= 2) x += shuffle_xor(x, mask);
-  return x;
 }
 
 // Which of two directions comes to an element of the sequence first? The one that comes second finds

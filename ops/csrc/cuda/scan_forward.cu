@@ -7,6 +7,7 @@ using namespace mmvim;
 namespace {
 
 struct Forward {
+  static constexpr bool kBackward = false;
   const Scan& scan;
   template <class T, class Shape, bool kConstant> const char* run() const {
     const int64_t blocks = scan.batch * scan.chunks * scan.groups

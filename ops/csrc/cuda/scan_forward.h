@@ -3,11 +3,13 @@
 // borders, scan_forward goes through every chunk from the right start. With one chunk the first two
 // fall away. Backward uses the first two the other way round, for the gradients of the states.
 #pragma once
+#include "cells.h"
 #include "tiles.h"
 
 namespace mmvim {
 
-constexpr int kForwardThreads = 384;     // of a block, at most
+// Of a block, at most: what the registers suffice for.
+template <class Shape> constexpr int kForwardThreads = Shape::P == 2 ? 256 : 384;
 
 __device__ __forceinline__ float step_size(float raw, bool with_softplus) {
   float soft = softplus(raw);     // no branch: elements go side by side
@@ -24,15 +26,18 @@ struct alignas(8) Element {
 // there are two of each, and one barrier per tile suffices.
 template <class Shape, int kMatrices> struct ForwardMemory {
   static constexpr int kSteps = Shape::kSteps, kMatrix = kSteps * Shape::kStates;
-  static constexpr int kElements = kSteps * Shape::kChannels;     // of a warp
+  static constexpr int kElements = kSteps * Cells<Shape>::kPitch, kSums = kSteps * Shape::kChannels;
+  static constexpr int kWarp = 2 * kElements * int(sizeof(Element) / 4) + kSums;     // floats
   float* matrices;       // (2, matrices, steps, states)
-  Element* elements;     // of this warp: (2, steps, channels)
+  Element* elements;     // of this warp: (2, steps, pitch)
+  float* sums;           // of this warp: (steps, channels)
 
   __device__ ForwardMemory(const Place<Shape>& place, float4* memory) {
     float* own = reinterpret_cast<float*>(memory) + place.direction * floats(place.threads / 32);
     matrices = own;
-    elements = reinterpret_cast<Element*>(own + 2 * kMatrices * kMatrix)
-        + place.warp * 2 * kElements;
+    own += 2 * kMatrices * kMatrix + place.warp * kWarp;
+    elements = reinterpret_cast<Element*>(own);
+    sums = own + kWarp - kSums;
   }
   __device__ float* matrix(int tile, int which) const {
     return matrices + ((tile & 1) * kMatrices + which) * kMatrix;
@@ -40,23 +45,24 @@ template <class Shape, int kMatrices> struct ForwardMemory {
   __device__ Element* tile(int i) const { return elements + (i & 1) * kElements; }
 
   __host__ __device__ static int floats(int64_t warps) {
-    return 2 * kMatrices * kMatrix + int(warps) * 2 * kElements * int(sizeof(Element) / 4);
+    return 2 * kMatrices * kMatrix + int(warps) * kWarp;
   }
 };
 
-// What four steps do to the states of a lane, h = decay · h + input. It depends on no state, so it is
-// computed ahead, where it hides the latency of the exponentials.
+// What kAhead steps do to the states of a lane, h = decay · h + input. It depends on no state, so it
+// is computed ahead, where it hides the latency of the exponentials.
 template <class Shape> struct Transition {
-  float decay[kQuad][Shape::S], input[kQuad][Shape::S];
+  static constexpr int kAhead = Shape::kAhead;
+  float decay[kAhead][Shape::S], input[kAhead][Shape::S];
 
-  // `matrix` is B or C; elements from this lane's channel of the first of the steps on.
-  template <class Coefficients, class E>
+  // `matrix` is B or C; elements from this lane's channel of the first step on, in rows of kPitch.
+  template <int kPitch, class Coefficients, class E>
   __device__ __forceinline__ void prepare(const Coefficients& coefficients, const float* matrix,
                                           const E* elements, int from, int part,
                                           const float (&A)[Shape::S]) {
 #pragma unroll
-    for (int k = 0; k < kQuad; k++) {
-      const E element = elements[(from + k) * Shape::kChannels];
+    for (int k = 0; k < kAhead; k++) {
+      const E element = elements[(from + k) * kPitch];
       alignas(16) float m[Shape::S];
       coefficients.at(matrix, from + k, part, m);
 #pragma unroll
@@ -72,63 +78,68 @@ template <class Shape> struct Transition {
 // end, takes g, the gradient of y, and C in place of Δ u and B, and ends with the gradient of what
 // the chunk begins with.
 template <class T, class Shape, bool kConstant, bool kAdjoint>
-__global__ void __launch_bounds__(kForwardThreads) chunk_ends(const __grid_constant__ Scan scan) {
+__global__ void __launch_bounds__(kForwardThreads<Shape>) chunk_ends(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
   constexpr int S = Shape::S, kOwn = Shape::kOwn, kSteps = Shape::kSteps;
-  Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
+  constexpr int kPitch = Cells<Shape>::kPitch;
+  const Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
+  const Cells<Shape> cells(scan, place);
   const Direction& direction = scan.direction[place.direction];
   const Matrix& M = kAdjoint ? direction.C : direction.B;
   const bool gated = kAdjoint && scan.z.data != nullptr;
   const int states = int(scan.states), tiles = (place.length + kSteps - 1) / kSteps;
-  const float scale = float(scan.scale), bias = load_channel(place, direction.delta_bias);
+  const float scale = float(scan.scale);
   const ForwardMemory<Shape, 1> shared(place, memory);
   MatrixLoader<T, Shape, kConstant> matrix(M, place, states);
   Coefficients<T, Shape, kConstant> coefficients(M);
   const int start = kAdjoint ? tiles - 1 : 0;
-  Own<const T, Shape> all_x(kAdjoint ? scan.grad_out : direction.u, place, start),
-      all_delta(direction.delta, place, start), all_z(scan.z, place, start);
-  T x[kOwn], raw[kOwn], z[kOwn];
-  float A[S], h[S] = {}, sum = 0;
+  Stream<const T, Shape> all_x(kAdjoint ? scan.grad_out : direction.u, cells, start),
+      all_delta(direction.delta, cells, start), all_z(scan.z, cells, start);
+  alignas(16) T x[kOwn], raw[kOwn], z[kOwn];
+  float A[S], h[S] = {}, bias[kOwn], sums[kOwn] = {};
   load_A(scan, place, A);
+  cells.load(direction.delta_bias, bias);
   coefficients.choose(M, place, states);
 
   auto fetch = [&](int i) {
-    const int steps = place.steps(i);
+    const int steps = place.steps(i), next = kAdjoint ? -1 : 1;
+    const bool there = cells.step < steps;
     matrix.fetch(i, steps);
-    all_x.load(place, steps, x);
-    all_delta.load(place, steps, raw);
-    if (gated) all_z.load(place, steps, z);
-    if (kAdjoint) all_x.move(-2), all_delta.move(-2), all_z.move(-2);     // to the one before
+    all_x.load(there, x), all_x.move(next);
+    all_delta.load(there, raw), all_delta.move(next);
+    if (gated) all_z.load(there, z), all_z.move(next);
   };
   fetch(start);
   for (int k = 0; k < tiles; k++) {
     const int i = kAdjoint ? tiles - 1 - k : k, steps = place.steps(i);
     matrix.store(i, steps, shared.matrix(k, 0));
-    Element* elements = shared.tile(k);
+    alignas(16) Element own[kOwn];
 #pragma unroll
     for (int j = 0; j < kOwn; j++) {
-      if (Shape::P > kSteps && place.part >= kSteps) break;
-      float delta = step_size(to_float(raw[j]) + bias, scan.softplus);
-      delta = place.own(j) < steps ? delta : 0.f;
+      float delta = step_size(to_float(raw[j]) + bias[j], scan.softplus);
+      delta = cells.step < steps ? delta : 0.f;
       float value = to_float(x[j]) * (kAdjoint ? scale : delta);
       if (gated) value *= to_float(z[j]) * sigmoid(to_float(z[j]));
-      elements[place.own(j) * Shape::kChannels + place.row] = {delta, value};
-      sum += delta;
+      own[j] = {delta, value};
+      sums[j] += delta;
     }
+    Element* elements = shared.tile(k);
+    if (cells.has_cells()) copy_words<kOwn>(elements + cells.step * kPitch + cells.column, own);
     __syncthreads();
     if (k + 1 < tiles) fetch(kAdjoint ? i - 1 : i + 1);
     const float* tile = shared.matrix(k, 0);
     elements += place.row;
-    constexpr int kQuads = kSteps / kQuad;
-    auto first = [](int q) { return (kAdjoint ? kQuads - 1 - q : q) * kQuad; };
+    constexpr int kAhead = Shape::kAhead, kParts = kSteps / kAhead;
+    auto first = [](int q) { return (kAdjoint ? kParts - 1 - q : q) * kAhead; };
     Transition<Shape> current, next;
-    current.prepare(coefficients, tile, elements, first(0), place.part, A);
+    current.template prepare<kPitch>(coefficients, tile, elements, first(0), place.part, A);
 #pragma unroll
-    for (int q = 0; q < kQuads; q++) {
-      if (q + 1 < kQuads) next.prepare(coefficients, tile, elements, first(q + 1), place.part, A);
+    for (int q = 0; q < kParts; q++) {
+      if (q + 1 < kParts)
+        next.template prepare<kPitch>(coefficients, tile, elements, first(q + 1), place.part, A);
 #pragma unroll
-      for (int u = 0; u < kQuad; u++) {
-        const int t = kAdjoint ? kQuad - 1 - u : u;
+      for (int u = 0; u < kAhead; u++) {
+        const int t = kAdjoint ? kAhead - 1 - u : u;
 #pragma unroll
         for (int s = 0; s < S; s++)
           h[s] = kAdjoint ? current.decay[t][s] * (current.input[t][s] + h[s])
@@ -139,8 +150,11 @@ __global__ void __launch_bounds__(kForwardThreads) chunk_ends(const __grid_const
   }
   const int64_t line = place.direction * scan.batch * scan.chunks + place.line;
   store_states(scan, place, scan.ends, line, h);
-  sum = sum_lanes<Shape>(sum);
-  if (place.part == 0 && place.exists) scan.sums[line * scan.channels + place.channel] = sum;
+  sum_steps<Shape>(sums);
+#pragma unroll
+  for (int j = 0; j < kOwn; j++)
+    if (cells.step == 0 && j < cells.left)
+      scan.sums[line * scan.channels + cells.channel + j] = sums[j];
 }
 
 // Replaces the end of every chunk by what it really begins with (the adjoint: what arrives at its
@@ -167,26 +181,30 @@ template <bool kAdjoint> __global__ void carry(const __grid_constant__ Scan scan
 }
 
 template <class T, class Shape, bool kConstant>
-__global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_constant__ Scan scan) {
+__global__ void __launch_bounds__(kForwardThreads<Shape>) scan_forward(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
-  constexpr int S = Shape::S, kOwn = Shape::kOwn, kSteps = Shape::kSteps;
-  Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
+  constexpr int S = Shape::S, kOwn = Shape::kOwn, kSteps = Shape::kSteps, kAhead = Shape::kAhead;
+  constexpr int kPitch = Cells<Shape>::kPitch;
+  const Place<Shape> place(scan, blocks_per_group(scan, scan.warps * Shape::kChannels));
+  const Cells<Shape> cells(scan, place);
   const Direction& direction = scan.direction[place.direction];
   const bool gated = scan.z.data != nullptr, two = scan.directions == 2;
   const int states = int(scan.states), tiles = (place.length + kSteps - 1) / kSteps;
-  const float scale = float(scan.scale), bias = load_channel(place, direction.delta_bias),
-              skip = load_channel(place, direction.D);
+  const float scale = float(scan.scale);
   const ForwardMemory<Shape, 2> shared(place, memory);
   MatrixLoader<T, Shape, kConstant> matrix_B(direction.B, place, states),
       matrix_C(direction.C, place, states);
   Coefficients<T, Shape, kConstant> B(direction.B), C(direction.C);
-  Own<const T, Shape> all_u(direction.u, place), all_delta(direction.delta, place),
-      all_z(scan.z, place);
-  Own<T, Shape> all_out(scan.out, place);
-  Own<float, Shape> all_partial(scan.partial, place);
-  T u[kOwn], raw[kOwn], z[kOwn];
-  float A[S], h[S], other[kOwn];     // other: y of the other direction, where it came first
+  Stream<const T, Shape> all_u(direction.u, cells), all_delta(direction.delta, cells),
+      all_z(scan.z, cells);
+  Stream<T, Shape> all_out(scan.out, cells);
+  Stream<float, Shape> all_partial(scan.partial, cells);
+  alignas(16) T u[kOwn], raw[kOwn], z[kOwn];
+  alignas(16) float other[kOwn];     // y of the other direction, where it came first
+  float A[S], h[S], bias[kOwn], skip[kOwn];
   load_A(scan, place, A);
+  cells.load(direction.delta_bias, bias);
+  cells.load(direction.D, skip);
   B.choose(direction.B, place, states);
   C.choose(direction.C, place, states);
   load_states(scan, place, ends_of(scan, place), place.line, h);
@@ -195,30 +213,32 @@ __global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_con
     const int steps = place.steps(i);
     matrix_B.fetch(i, steps);
     matrix_C.fetch(i, steps);
-    all_u.load(place, steps, u);
-    all_delta.load(place, steps, raw);
+    all_u.load(cells.step < steps, u), all_u.move(1);
+    all_delta.load(cells.step < steps, raw), all_delta.move(1);
   };
   fetch(0);
   for (int i = 0; i < tiles; i++) {
     const int steps = place.steps(i);
     matrix_B.store(i, steps, shared.matrix(i, 0));
     matrix_C.store(i, steps, shared.matrix(i, 1));
-    Element* elements = shared.tile(i);
-    float y[kOwn], skipped[kOwn];
+    const bool there = cells.step < steps;
+    alignas(16) Element own[kOwn];
+    float skipped[kOwn];
 #pragma unroll
     for (int j = 0; j < kOwn; j++) {
-      skipped[j] = skip * to_float(u[j]), y[j] = 0;
-      if (Shape::P > kSteps && place.part >= kSteps) break;
-      float delta = step_size(to_float(raw[j]) + bias, scan.softplus);
-      delta = place.own(j) < steps ? delta : 0.f;
-      elements[place.own(j) * Shape::kChannels + place.row] = {delta, delta * to_float(u[j])};
+      skipped[j] = skip[j] * to_float(u[j]);
+      float delta = step_size(to_float(raw[j]) + bias[j], scan.softplus);
+      delta = there ? delta : 0.f;
+      own[j] = {delta, delta * to_float(u[j])};
     }
+    Element* elements = shared.tile(i);
+    if (cells.has_cells()) copy_words<kOwn>(elements + cells.step * kPitch + cells.column, own);
     __syncthreads();
     if (i + 1 < tiles) fetch(i + 1);
     const ArrivalOrder<kSteps> order(place.length, i, false);
     const Arrival arrival = two ? order.all(steps) : Arrival::kSecond;
-    if (gated && arrival != Arrival::kFirst) all_z.load(place, steps, z);
-    if (two && arrival == Arrival::kSecond) all_partial.load(place, steps, other);
+    if (gated && arrival != Arrival::kFirst) all_z.load(there, z);
+    if (two && arrival == Arrival::kSecond) all_partial.load(there, other);
     const int first = i * kSteps;
     if (direction.checkpoints != nullptr && first % kSegment == 0) {
       int64_t segments = (scan.length + kSegment - 1) / kSegment;
@@ -229,27 +249,31 @@ __global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_con
     const float *tile_B = shared.matrix(i, 0), *tile_C = shared.matrix(i, 1);
     elements += place.row;
     Transition<Shape> current, next;
-    current.prepare(B, tile_B, elements, 0, place.part, A);
+    float sums[kQuad];
+    current.template prepare<kPitch>(B, tile_B, elements, 0, place.part, A);
 #pragma unroll
-    for (int from = 0; from < kSteps; from += kQuad) {
-      if (from + kQuad < kSteps)
-        next.prepare(B, tile_B, elements, from + kQuad, place.part, A);
-      float sums[kQuad];
+    for (int from = 0; from < kSteps; from += kAhead) {
+      if (from + kAhead < kSteps)
+        next.template prepare<kPitch>(B, tile_B, elements, from + kAhead, place.part, A);
 #pragma unroll
-      for (int k = 0; k < kQuad; k++) {
+      for (int k = 0; k < kAhead; k++) {
         alignas(16) float c[S];
         C.at(tile_C, from + k, place.part, c);
-        sums[k] = 0;
+        float& sum = sums[(from + k) % kQuad];
+        sum = 0;
 #pragma unroll
         for (int s = 0; s < S; s++) {
           h[s] = fmaf(current.decay[k][s], h[s], current.input[k][s]);
-          sums[k] = fmaf(h[s], c[s], sums[k]);
+          sum = fmaf(h[s], c[s], sum);
         }
       }
-      sum_to_owners(sums, place, from, y);
+      if ((from + kAhead) % kQuad == 0) write_sums(sums, place, from + kAhead - kQuad, shared.sums);
       current = next;
     }
 
+    __syncwarp();     // for the sums; the next tile's come after a barrier
+    alignas(16) float y[kOwn];
+    copy_words<kOwn>(y, shared.sums + cells.step % kSteps * Shape::kChannels + cells.column);
     if (direction.D != nullptr)
 #pragma unroll
       for (int j = 0; j < kOwn; j++) y[j] += skipped[j];
@@ -262,21 +286,19 @@ __global__ void __launch_bounds__(kForwardThreads) scan_forward(const __grid_con
       }
     };
     if (arrival == Arrival::kFirst) {
-      all_partial.store(place, steps, y);
-      all_z.move(1), all_out.move(1);
+      all_partial.store(there, y);
     } else if (arrival == Arrival::kSecond) {
       gate();
-      all_out.store(place, steps, y);
+      all_out.store(there, y);
     } else {
-      auto is_first = [&](int j) { return order.is_first(place.own(j), place.direction); };
-      const int own = place.exists ? steps : 0;
-      auto partial = all_partial;
-      partial.each(place, own, [&](int j, float& at) { if (is_first(j)) at = y[j]; });
+      const bool comes_first = order.is_first(cells.step, place.direction);
+      all_partial.store(there && comes_first, y);
       __syncthreads();     // for what has just been written
-      all_partial.load(place, steps, other);
+      all_partial.load(there, other);
       gate();
-      all_out.each(place, own, [&](int j, T& at) { if (!is_first(j)) assign(at, y[j]); });
+      all_out.store(there && !comes_first, y);
     }
+    all_z.move(1), all_out.move(1), all_partial.move(1);
   }
 
   bool last = place.chunk == (direction.reverse ? 0 : scan.chunks - 1);

@@ -93,7 +93,7 @@ def test_many_states(states, groups):
 
 
 @emulated
-@pytest.mark.parametrize('lanes', [4, 8])
+@pytest.mark.parametrize('lanes', [2, 4, 8])
 @pytest.mark.parametrize('warps', [1, 2, 4])
 def test_blocks_of_any_size_and_split_channels(lanes, warps, monkeypatch, cut):
     """Backward blocks that take several sets of channels in turn, of which the last is short."""

@@ -48,7 +48,7 @@ class Kernels:
             return self.most_threads(lanes, backward)
 
         counts = chunk_counts(self.sizes.length)
-        return list(candidates(self.sizes, device, counts, shared_bytes, most_threads))
+        return list(candidates(self.sizes, device, backward, counts, shared_bytes, most_threads))
 
 
 def cut(sizes: Sizes, device: Device = H100, backward: bool = False) -> Cut:
@@ -78,7 +78,7 @@ def test_every_block_can_run_on_the_device(backward, device):
     for seed in range(300):
         sizes = random_sizes(seed)
         kernels, chosen = Kernels(sizes), cut(sizes, device, backward)
-        assert chosen.lanes in lanes_for(sizes.states)
+        assert chosen.lanes in lanes_for(sizes.states, backward)
         assert kernels.shared_bytes(chosen.lanes, chosen.warps, backward) <= device.shared_bytes
         assert chosen.warps * sizes.directions * 32 <= kernels.most_threads(chosen.lanes, backward)
 

@@ -185,6 +185,7 @@ inline void run_block(int threads, size_t shared_bytes) {
 #define blockDim emulated::block_size
 
 inline void __syncthreads() { emulated::barrier(); }
+inline void __syncwarp() { emulated::warp_barrier(); }
 
 // 16-bit floating point: what nvcc's headers offer, by bits.
 struct __nv_bfloat16 {

@@ -60,7 +60,7 @@ def test_sizes_of_vim(backend, case):
 @cuda_only
 @pytest.mark.parametrize('channels', [90, 384])
 @pytest.mark.parametrize('warps', [1, 4])
-@pytest.mark.parametrize('lanes', [4, 8])
+@pytest.mark.parametrize('lanes', [2, 4, 8])
 def test_blocks_of_any_size(backend, lanes, warps, channels, monkeypatch, cut, chunks):
     skip_if_too_large(16, 2, lanes, warps)
     cut(lanes=lanes, warps=warps)

@@ -101,7 +101,7 @@ def test_sizes_of_vim(backend, case):
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize('channels', [150, 384])
 @pytest.mark.parametrize('warps', [1, 5, 8])
-@pytest.mark.parametrize('lanes', [4, 8])
+@pytest.mark.parametrize('lanes', [2, 4, 8])
 def test_blocks_of_any_size(backend, lanes, warps, channels, reverse, monkeypatch, cut, chunks):
     """Backward blocks, too, that take several sets of channels in turn."""
     skip_if_too_large(9, 1, lanes, warps)

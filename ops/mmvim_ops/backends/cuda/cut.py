@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from .structures import SEGMENT
 
-# Fitted to a sweep over lanes, warps and chunks on an H100 (docs/data, docs/ops.md): over its 16
-# sizes and passes, what the model chooses takes 1.6 % more time on average than the best cut, and
-# at most 10 %.
+# Fitted to cuts measured on an H100 (docs/data/h100-cuts.json, docs/ops.md): over eight sizes, what
+# the model chooses takes 2.5 % more time forward on average than the best cut that was measured.
 
 # Cycles of a scheduler for one step of a warp, by lanes per channel; not fitted for 16 and 32.
-CYCLES = {False: {4: 36, 8: 20, 16: 36, 32: 60}, True: {4: 148, 8: 81, 16: 148, 32: 260}}
-FIRST_PASS = {False: 0.4, True: 0.2}  # of them, what chunk_ends takes again
-RESIDENT = {False: {4: 3, 8: 3, 16: 3, 32: 3}, True: {4: 2, 8: 3, 16: 1, 32: 1}}  # warps at once
+CYCLES = {False: {2: 46, 4: 32, 8: 29, 16: 36, 32: 60}, True: {4: 148, 8: 81, 16: 148, 32: 260}}
+FIRST_PASS = {False: 0.3, True: 0.2}  # of them, what chunk_ends takes again
+# Warps that a scheduler has at once.
+RESIDENT = {False: {2: 2, 4: 3, 8: 3, 16: 3, 32: 3}, True: {4: 2, 8: 3, 16: 1, 32: 1}}
 LATENCY = 0.3  # of a step: what is waited for in vain, once per set of resident warps
 LAUNCHES = 6000  # cycles that two more kernels take to start and end
 CARRY = 500  # cycles to go from chunk to chunk
@@ -47,8 +47,9 @@ class Cut(NamedTuple):
     chunks: int
 
 
-def lanes_for(states: int) -> tuple[int, ...]:
-    return (4, 8) if states <= 16 else (16,) if states <= 64 else (32,)
+def lanes_for(states: int, backward: bool) -> tuple[int, ...]:
+    few = (4, 8) if backward else (2, 4, 8)
+    return few if states <= 16 else (16,) if states <= 64 else (32,)
 
 
 def split_channels(cut: Cut, sizes: Sizes) -> int:
@@ -90,12 +91,13 @@ def chunk_counts(length: int) -> list[int]:
 def candidates(
     sizes: Sizes,
     device: Device,
+    backward: bool,
     counts: Iterable[int],
     shared_bytes: Callable[[int, int], int],
     most_threads: Callable[[int], int],
 ) -> Iterator[Cut]:
     """Cuts into one of ``counts`` chunks whose blocks the device can run."""
-    for lanes in lanes_for(sizes.states):
+    for lanes in lanes_for(sizes.states, backward):
         for warps in (1, 2, 3, 4, 6, 8):
             needed = math.ceil(sizes.per_group / (32 // lanes))  # warps for all channels
             if warps > max(1, needed) or warps * sizes.directions * 32 > most_threads(lanes):
@@ -135,7 +137,7 @@ def choose(
         def threads_here(lanes: int) -> int:
             return most_threads(lanes, backward)
 
-        possible = list(candidates(sizes, device, counts, bytes_here, threads_here))
+        possible = list(candidates(sizes, device, backward, counts, bytes_here, threads_here))
         if not possible:
             raise RuntimeError(
                 f"mmvim_ops: backend 'cuda' has no block for {sizes.directions} directions of "
