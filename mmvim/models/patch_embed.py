@@ -81,7 +81,8 @@ class PatchEmbed(nn.Module):
         """(B, in_channels, H, W) to tokens (B, Hp * Wp, C) and the grid (Hp, Wp)."""
         grid = self.grid(*x.shape[-2:])
         x = self._resize(x, grid) if self.remainder == 'resize' else self._pad(x, grid)
-        return self.proj(x).flatten(2).transpose(1, 2), grid  # (B, Hp * Wp, C)
+        # Sums keep the strides of their terms: without the copy every norm would make one.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous(), grid  # (B, Hp * Wp, C)
 
     def _pad(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Zeros at the right and bottom up to the end of the last patch."""

@@ -23,6 +23,7 @@ SHARED = 6  # tensors of a MixerCall, which come first in it
 OF_DIRECTION = 7  # tensors of a MixerDirection, which come first in it
 PLAIN = (Tensor, torch.nn.Parameter)
 REVERSE = [False, True]  # of the two scans
+ALIGNMENT = 8  # columns: cuBLAS has slow kernels only for rows that begin anywhere
 
 
 class Options(NamedTuple):
@@ -55,7 +56,7 @@ class Selected(NamedTuple):
     """What the scans read of both directions."""
 
     u: Tensor  # (2, B, L, E)
-    projected: Tensor  # (2, B L, R + 2 N): dt, B and C
+    projected: Tensor  # (2, B L, R + 2 N and more): dt, B and C, then what nobody reads
     delta: Tensor  # (2, B L, E)
 
 
@@ -201,9 +202,15 @@ def _select(options: Options, xz: Tensor, weights: Weights) -> Selected:
     """All between ``in_proj`` and the scans."""
     inner = xz.shape[2] // 2
     u = _convolve(options, xz[..., :inner].mT, weights)
-    projected = torch.bmm(u.view(2, -1, inner), weights.x_proj.mT)
+    width = weights.x_proj.shape[1]
+    projected = u.new_empty(2, u.shape[1] * u.shape[2], _aligned(width))
+    torch.bmm(u.view(2, -1, inner), weights.x_proj.mT, out=projected[..., :width])
     dt = projected[..., : weights.dt_proj.shape[2]]
     return Selected(u, projected, torch.bmm(dt, weights.dt_proj.mT))
+
+
+def _aligned(columns: int) -> int:
+    return -(-columns // ALIGNMENT) * ALIGNMENT
 
 
 def _directions(selected: Selected, first: MixerDirection, second: MixerDirection) -> list:
@@ -212,9 +219,9 @@ def _directions(selected: Selected, first: MixerDirection, second: MixerDirectio
     states = first.A.shape[1]
     u = selected.u.mT.unbind(0)  # (B, E, L)
     delta = selected.delta.view(2, batch, length, inner).mT.unbind(0)
-    projected = selected.projected.view(2, batch, length, -1).mT
-    rank = projected.shape[2] - 2 * states
-    _, B, C = projected.split((rank, states, states), dim=2)  # 2 × (B, N, L)
+    rank = first.dt_proj_weight.shape[1]
+    projected = selected.projected.view(2, batch, length, -1)[..., rank : rank + 2 * states]
+    B, C = projected.mT.split(states, dim=2)  # (2, B, N, L)
     return [
         Direction(u[i], delta[i], o.A, B[i], C[i], o.D, o.dt_bias)
         for i, o in enumerate((first, second))
@@ -348,20 +355,21 @@ def _backward(options: Options, needed, grad_out: Tensor, tensors, kept) -> list
     )
 
     grad_u, grad_delta = grad_u.view(2, rows, inner), grad_delta.view(2, rows, inner)
-    grad_projected = torch.cat(
-        [
-            torch.bmm(grad_delta, weights.dt_proj),
-            *(grad.view(2, rows, states) for grad in (grad_B, grad_C)),
-        ],
-        dim=2,
-    )
+    grad_B, grad_C = grad_B.view(2, rows, states), grad_C.view(2, rows, states)
+    parts = [torch.bmm(grad_delta, weights.dt_proj), grad_B, grad_C]
+    width = rank + 2 * states
+    # Aligned rows again, filled up with any numbers: nobody reads what becomes of them.
+    while (missing := _aligned(width) - sum(part.shape[2] for part in parts)) > 0:
+        parts.append(grad_B[..., :missing])
+    grad_projected = torch.cat(parts, dim=2)
     grad_x_proj = grad_dt_proj = (None, None)
     if any(own.x_proj_weight for own in needed_own):
         u = selected.u.view(2, rows, inner)
-        grad_x_proj = torch.bmm(grad_projected.mT, u).unbind(0)
+        grad_x_proj = torch.bmm(grad_projected.mT, u)[:, :width].unbind(0)
     if any(own.dt_proj_weight for own in needed_own):
-        grad_dt_proj = torch.bmm(grad_delta.mT, selected.projected[..., :rank]).unbind(0)
-    grad_u.baddbmm_(grad_projected, weights.x_proj)
+        dt = selected.projected[..., : min(_aligned(rank), width)]
+        grad_dt_proj = torch.bmm(grad_delta.mT, dt)[..., :rank].unbind(0)
+    grad_u.baddbmm_(grad_projected[..., :width], weights.x_proj)
 
     parts = []
     for i, (parameters, conv_reverse) in enumerate(
