@@ -20,7 +20,7 @@ def check(backend: Backend, device: str) -> tuple[str, bool]:
     both directions, convolution, and their gradients."""
     errors, wrong = [], []
     for name, dtype in DTYPES.items():
-        found = self_check.differences(backend, device, dtype, self_check.Specification())
+        found = self_check.differences(backend, device, dtype, self_check.Specification)
         errors.append(f'{self_check.largest_error(found):.0e}{name}')
         wrong.append(self_check.what_is_wrong(found))
     named = [line for line in wrong if line]

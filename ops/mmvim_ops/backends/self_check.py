@@ -15,6 +15,7 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import groupby
 from typing import NamedTuple
@@ -57,6 +58,7 @@ PARAMETERS = ('A', 'D', 'delta_bias', 'weight', 'bias', 'conv_weight', 'conv_bia
 _lock = threading.Lock()
 _verdicts: dict[tuple[str, torch.device, torch.dtype], str | None] = {}  # None: it is right
 _failed: dict[str, str] = {}  # by name, for what is compiled: the last verdict that is not None
+_references: dict[tuple[type[Backend], int], dict[str, Tensor]] = {}  # by example
 
 
 def why_not(
@@ -132,7 +134,7 @@ def _in_new_thread(device: torch.device, function: Callable[[], str | None]) -> 
 
 
 def _judge(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
-    wrong = what_is_wrong(differences(backend, device, dtype, TorchBackend()))
+    wrong = what_is_wrong(differences(backend, device, dtype, TorchBackend))
     if not wrong:
         return None
     card = f'{torch.cuda.get_device_name(device)}, ' if device.type == 'cuda' else ''
@@ -201,12 +203,12 @@ class Specification(Backend):
 
 
 def differences(
-    backend: Backend, device: torch.device | str, dtype: torch.dtype, reference: Backend
+    backend: Backend, device: torch.device | str, dtype: torch.dtype, reference: type[Backend]
 ) -> list[Difference]:
     """Every result and gradient of every operation, compared with those of ``reference`` in float64
     on the CPU."""
     found = []
-    for example in _examples():
+    for number, example in enumerate(_examples()):
         tolerance = allowed(example, torch.device(device), dtype)
         try:
             actual = _results(example, backend, device, dtype)
@@ -218,10 +220,36 @@ def differences(
             raised = f'{type(problem).__name__}: {problem}'
             found.append(Difference(example.operation, '', math.inf, tolerance, raised))
             continue
-        for name, expected in _results(example, reference, 'cpu', torch.float64).items():
+        for name, expected in _expected(reference, number).items():
             error = (actual[name] - expected).abs().max() / expected.abs().max()
             found.append(Difference(example.operation, name, error.item(), tolerance))
     return found
+
+
+def _expected(reference: type[Backend], number: int) -> dict[str, Tensor]:
+    """What a reference says about an example; every backend, device and dtype is compared with it.
+
+    It is asked after the backend: the first backward pass of a process starts threads for GPUs,
+    which keep the number of CPU threads that they find.
+    """
+    key = reference, number
+    if key not in _references:
+        with _one_thread():
+            _references[key] = _results(_examples()[number], reference(), 'cpu', torch.float64)
+    return _references[key]
+
+
+@contextmanager
+def _one_thread():
+    """Where torch computes by several, each of thousands of small operations waits until all of
+    them get a core: beside other work, that is 20 s instead of one. A thread whose first
+    computation comes meanwhile keeps the one; torch has no setting for a thread alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Example(NamedTuple):

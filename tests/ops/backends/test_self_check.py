@@ -3,6 +3,7 @@
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -223,10 +224,10 @@ def test_products_in_tensorfloat32_are_no_fault_on_a_gpu(emulated_cuda, monkeypa
     """Users may have them there. Factors are rounded to ten bits."""
 
     def rounding(product):
-        def rounded(*factors):
+        def rounded(*factors, **options):
             if factors[0].dtype == torch.float32:
                 factors = (x if x is None else cut_off(x) for x in factors)
-            return product(*factors)
+            return product(*factors, **options)
 
         return rounded
 
@@ -235,7 +236,7 @@ def test_products_in_tensorfloat32_are_no_fault_on_a_gpu(emulated_cuda, monkeypa
 
     for module, name in ((torch, 'mm'), (torch, 'bmm'), (torch.nn.functional, 'linear')):
         monkeypatch.setattr(module, name, rounding(getattr(module, name)))
-    found = self_check.differences(emulated_cuda, CPU, torch.float32, TorchBackend())
+    found = self_check.differences(emulated_cuda, CPU, torch.float32, TorchBackend)
     wrong = [difference for difference in found if difference.is_wrong()]
     assert {difference.operation for difference in wrong} == {'the mixer'}
     mixer = self_check._examples()[-1]
@@ -421,6 +422,34 @@ def test_threads_that_come_meanwhile_wait_for_the_verdict(unproven, monkeypatch)
     assert unproven not in chosen
 
 
+def test_a_reference_is_computed_once_and_by_one_thread(unproven):
+    """Beside other work, threads delay its many small operations by seconds. What is checked has
+    those that its calls will have."""
+    seen = []
+
+    class Reference(TorchBackend):
+        def scan(self, call):
+            seen.append((call.direction.u.dtype, torch.get_num_threads()))
+            return super().scan(call)
+
+    checked = []
+    right = unproven.scan
+    unproven.scan = lambda call: checked.append(torch.get_num_threads()) or right(call)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            found = self_check.differences(unproven, CPU, dtype, Reference)
+            assert not any(difference.is_wrong() for difference in found)
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as another:
+            assert another.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(torch.float64, 1)] * 4  # one in each direction, and both at once
+    assert checked == [3] * 8
+
+
 def test_it_can_be_switched_off(unproven, monkeypatch, recwarn):
     FAULTS['output'][0](unproven, monkeypatch)
     monkeypatch.setattr(self_check, 'ENABLED', False)
@@ -456,5 +485,5 @@ def test_right_backends_are_far_from_the_tolerances(name):
     """A GPU computes exponentials a little less exactly."""
     backend = BACKENDS[name]
     for dtype, share in ((torch.float32, 0.05), (torch.bfloat16, 0.5)):
-        for found in self_check.differences(backend, CPU, dtype, self_check.Specification()):
+        for found in self_check.differences(backend, CPU, dtype, self_check.Specification):
             assert found.error < share * found.tolerance, found

@@ -21,7 +21,7 @@ from gpu_cases import (
     synchronize,
     to_device,
 )
-from sanitizer_cases import CASES
+from sanitizer_cases import CASES, OnlyOurKernels
 from scan_cases import TENSORS, make_arguments, map_tensors, relative_error, upstream
 
 from mmvim_ops import Direction, bidirectional_selective_scan, causal_conv1d, selective_scan
@@ -252,3 +252,20 @@ def test_the_last_channels_of_a_view_are_left_alone(backend):
 @pytest.mark.parametrize('name', CASES)
 def test_the_cases_for_the_sanitizer_are_right(backend, name):
     CASES[name](DEVICE)
+
+
+@cuda_only
+def test_what_torch_computes_in_a_case_for_the_sanitizer_is_found(backend):
+    """initcheck would take it for memory that nobody has written."""
+    given = to_device(make_arguments())
+    u, A = given.pop('u').requires_grad_(), given.pop('A')
+    half = A.bfloat16()
+    with OnlyOurKernels():
+        A.to('meta')  # copies between devices are no computation
+        out = selective_scan(u, A=A, **given, backend=backend)
+        torch.autograd.grad(out, u, out.detach())
+        with pytest.raises(AssertionError, match='torch would compute _to_copy'):
+            selective_scan(u, A=half, **given, backend=backend)  # inside of our operator
+        out = selective_scan(u, A=A, **given | {'delta': u}, backend=backend)
+        with pytest.raises(AssertionError, match='torch would compute add'):
+            torch.autograd.grad(out, u, out.detach())
