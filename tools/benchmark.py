@@ -1,18 +1,20 @@
 """Speed, memory and growth of Vim beside DeiT, on whatever machine this is.
 
     python tools/benchmark.py                                   # tiny models, forward
-    python tools/benchmark.py --mode train --sizes 224 512
+    python tools/benchmark.py --mode forward train --sizes 224 512
     python tools/benchmark.py --part detector --sizes 1024
     python tools/benchmark.py --isa avx512 avx2                 # the same on less of a processor
-    python tools/benchmark.py --device cuda --dtype bf16 --run graph --batch-size 64
+    python tools/benchmark.py --device cuda --dtype bf16 --run eager graph --batch-size 64
     python tools/benchmark.py --huge                            # up to 16384 x 16384, Vim only
 
-Every model has a process of its own, on the CPU a new one at each size. At each size, the models
+--mode, --dtype and --run take several values, and every combination of them is measured: at each
+size one combination after the other, each with a table of its own. Every model has a process of its
+own for all of them, on the CPU a new one at each size and combination. The models of a combination
 take turns, one step each, and the median over the turns is given, with half of the range as its
-spread. The peak memory is that of the
-first step, beyond what the model and the images take; on the CPU, only Linux tells it. A model that
-runs out of memory is reported as such and the others go on. DeiT is measured with torch's fused
-attention and with an explicit softmax, which stores the attention matrix, as the Vim paper did.
+spread. The peak memory is that of the first step, beyond what the model and the images take; on the
+CPU, only Linux tells it. A model that runs out of memory is reported as such and the others go on.
+DeiT is measured with torch's fused attention and with an explicit softmax, which stores the
+attention matrix, as the Vim paper did.
 --isa holds all that computes to an instruction set: mmvim_ops, torch, oneDNN and MKL.
 
 Writes benchmark.json, benchmark.md and benchmark.png to --out.
@@ -20,6 +22,7 @@ Writes benchmark.json, benchmark.md and benchmark.png to --out.
 
 import argparse
 import datetime
+import itertools
 import platform
 import shlex
 import sys
@@ -54,12 +57,14 @@ def parse_args() -> argparse.Namespace:
     add('--part', choices=PARTS, default='backbone', help='how much of it (default: %(default)s)')
     add('--sizes', type=int, nargs='+', default=SIZES, help='image sides (default: %(default)s)')
     add('--huge', action='store_true', help=f'only Vim, one step each, at sides {HUGE}')
-    add('--mode', choices=['forward', 'train'], default='forward', help='default: %(default)s')
+    modes = ['forward', 'train']
+    add('--mode', nargs='+', choices=modes, default=['forward'], help='default: forward')
     add('--batch-size', default='1', help="images, or 'max': the largest power of two that fits")
     add('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu or cuda')
-    add('--dtype', choices=DTYPES, default='fp32', help='bf16 and fp16 are autocast')
-    runs = ['eager', 'compile', 'graph']
-    add('--run', choices=runs, default='eager', help='torch.compile or a CUDA graph')
+    dtypes = dict(nargs='+', choices=DTYPES, default=['fp32'])
+    add('--dtype', **dtypes, help='default: fp32; bf16 and fp16 are autocast')
+    runs = dict(nargs='+', choices=['eager', 'compile', 'graph'], default=['eager'])
+    add('--run', **runs, help='default: eager; or torch.compile or a CUDA graph')
     add('--isa', nargs='+', choices=ENVIRONMENTS, help='on the CPU: instruction sets to use')
     add('--threads', type=int, default=torch.get_num_threads(), help='on the CPU: %(default)s')
     add('--repeat', type=int, default=7, help='timed steps of each (default: %(default)s)')
@@ -97,7 +102,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
                 f'--isa needs --device cpu and instruction sets that backend cpp has here: '
                 f'{", ".join(present) or "none"}; got {args.device} and {", ".join(args.isa)}'
             )
-    if args.run == 'graph' and (args.device != 'cuda' or args.part not in ('backbone', 'pyramid')):
+    capturable = args.device == 'cuda' and args.part in ('backbone', 'pyramid')
+    if 'graph' in args.run and not capturable:
         parser.error('--run graph needs --device cuda and --part backbone or pyramid')
     if args.batch_size != 'max' and not (args.batch_size.isdecimal() and int(args.batch_size)):
         parser.error(f"--batch-size must be a positive number or 'max', got {args.batch_size}")
@@ -118,17 +124,18 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def subjects_of(args: argparse.Namespace) -> list[list[Subject]]:
-    """Those of one size together, small sizes first."""
+    """Those of one size and combination together.
+
+    Small sizes first, so that a run that is stopped knows them of every combination.
+    """
+    given = (sorted(args.sizes), args.mode, args.dtype, args.run)
     return [
         [
-            Subject(
-                *(model, args.part, size, args.mode, args.batch_size),
-                *(args.device, args.dtype, args.run, isa),
-            )
+            Subject(model, args.part, size, mode, args.batch_size, args.device, dtype, run, isa)
             for isa in args.isa or ['']
             for model in args.models
         ]
-        for size in sorted(set(args.sizes))
+        for size, mode, dtype, run in itertools.product(*map(dict.fromkeys, given))
     ]
 
 
@@ -143,8 +150,19 @@ def memory_limit(args: argparse.Namespace) -> int | None:
 
 
 def start_worker(subject: Subject, args: argparse.Namespace) -> Worker:
-    limit = memory_limit(args) if args.device == 'cpu' else None
-    return Worker(args.threads, limit, args.warm_up, subject.isa)
+    on_cpu = args.device == 'cpu'
+    limit, first = (memory_limit(args), None) if on_cpu else (None, subject)
+    return Worker(args.threads, limit, args.warm_up, subject.isa, first)
+
+
+def start_together(
+    subjects: list[Subject], workers: list[Worker | None], args: argparse.Namespace
+) -> None:
+    """Start those that are missing on a GPU, whose minutes are short; on the CPU, processes that
+    start beside one that is measured would disturb it."""
+    if args.device == 'cuda':
+        for index, subject in enumerate(subjects):
+            workers[index] = workers[index] or start_worker(subject, args)
 
 
 def measure(
@@ -153,21 +171,19 @@ def measure(
     """Take turns until all have ``args.repeat`` times.
 
     Args:
-        subjects (list[Subject]): Those of one size.
+        subjects (list[Subject]): Those of one size and combination.
         workers (list[Worker | None]): One for each, or None where it has to be started; those that
             are left at the end can be used again.
     """
-    if args.device == 'cuda':  # its minutes are short: start at the same time, and once
-        pairs = zip(workers, subjects, strict=True)
-        workers[:] = [worker or start_worker(subject, args) for worker, subject in pairs]
+    start_together(subjects, workers, args)
     for index, subject in enumerate(subjects):
-        advance(f'{subject.model} at {subject.size}: first step', 0)
+        advance(f'{label(subject)}: first step', 0)
         workers[index] = workers[index] or start_worker(subject, args)
         workers[index].prepare(subject)
     for turn in range(args.repeat):
         for worker in workers:
             times = worker.result.times
-            advance(f'{worker.result.subject.model} at {worker.result.subject.size}', 1)
+            advance(label(worker.result.subject), 1)
             if turn == 0 or sum(times) < args.max_seconds:
                 worker.step()
     results = [worker.result for worker in workers]
@@ -178,6 +194,10 @@ def measure(
         else:
             worker.release()
     return results
+
+
+def label(subject: Subject) -> str:
+    return f'{subject.model} at {subject.size}, {subject.setting}'
 
 
 def machine(args: argparse.Namespace) -> dict:
@@ -195,33 +215,35 @@ def machine(args: argparse.Namespace) -> dict:
 
 
 def show(console: Console, results: list[Result], args: argparse.Namespace) -> None:
-    header, cells = report.rows(results, args.baseline or ())
-    table = Table(*header, box=None, title=f'{args.mode}, {args.device}, {args.dtype}, {args.run}')
-    for row in cells:
-        table.add_row(*row)
-    console.print(table)
+    for setting, some in report.by_setting(results).items():
+        header, cells = report.rows(some, args.baseline or ())
+        table = Table(*header, box=None, title=f'{setting}, {args.device}')
+        for row in cells:
+            table.add_row(*row)
+        console.print(table)
 
 
 def main() -> None:
     args = parse_args()
+    start = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
-    console, about, results = Console(), machine(args), []
+    groups, results = subjects_of(args), []
+    workers: list[Worker | None] = [None] * len(groups[0])
+    start_together(groups[0], workers, args)  # while this process asks for the machine
+    console, about = Console(), machine(args)
     if not console.is_terminal:
         console.width = 150
-    groups = subjects_of(args)
     bar = Progress(
         *(SpinnerColumn(), *Progress.get_default_columns()[:2]),
         *(MofNCompleteColumn(), TimeElapsedColumn()),
         console=console,
     )
-    start = time.perf_counter()
     with bar:
         task = bar.add_task('', total=sum(map(len, groups)) * args.repeat)
 
         def advance(text: str, steps: int) -> None:
             bar.update(task, description=text, advance=steps)
 
-        workers: list[Worker | None] = [None] * len(groups[0])
         stopped = False
         try:
             for group in groups:
@@ -235,16 +257,15 @@ def main() -> None:
     show(console, results, args)
     about['time of the whole run'] = f'{time.perf_counter() - start:.0f} s'
     report.save(args.out / 'benchmark.json', results, about)
-    header, cells = report.rows(results, args.baseline or ())
-    (args.out / 'benchmark.md').write_text(report.markdown(header, cells, about), encoding='utf-8')
-    title = f'{args.part}, {args.mode}, {args.dtype}, {about["machine"]}'
-    report.plot(args.out / 'benchmark.png', results, title)
+    text = report.markdown(results, args.baseline or [], about)
+    (args.out / 'benchmark.md').write_text(text, encoding='utf-8')
+    report.plot(args.out / 'benchmark.png', results, f'{args.part}, {about["machine"]}')
     console.print(f'benchmark.json, benchmark.md and benchmark.png are in {args.out}')
     failed = [r for r in results if r.status not in ('ok', 'out of memory')]
     for result in failed:
-        console.print(f'{result.subject.model} at {result.subject.size}: {result.status}')
+        console.print(f'{label(result.subject)}: {result.status}')
     if stopped:
-        sys.exit('stopped: the sizes after these were not measured')
+        sys.exit('stopped: what comes after these was not measured')
     sys.exit(1 if failed else 0)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .worker import Result
 
-__all__ = ['load', 'markdown', 'plot', 'rows', 'save']
+__all__ = ['by_setting', 'load', 'markdown', 'plot', 'rows', 'save']
 
 MIB = 2**20
 HEADER = (
@@ -51,6 +51,14 @@ def load(path: Path) -> tuple[list[Result], dict]:
         raise ValueError(f'{path} is no result of this benchmark: {error!r}') from None
 
 
+def by_setting(results: list[Result]) -> dict[str, list[Result]]:
+    """The results of each mode, dtype and run, which have a table each."""
+    tables: dict[str, list[Result]] = {}
+    for result in results:
+        tables.setdefault(result.subject.setting, []).append(result)
+    return tables
+
+
 def rows(results: list[Result], baseline: list[Result] = ()) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table; with a baseline also how many times its speed and memory."""
     earlier = {(r.subject, r.tokens): r for r in baseline}
@@ -88,22 +96,39 @@ def ratio(value: float | None, reference: float | None) -> str:
     return f'{value / reference:.2f}' if value and reference else ''
 
 
-def markdown(header: list[str], table: list[list[str]], machine: dict) -> str:
-    """The table with what it was measured on above it."""
+def markdown(results: list[Result], baseline: list[Result], machine: dict) -> str:
+    """A table for each setting with what they were measured on above them."""
     lines = [f'{key}: {value}  ' for key, value in machine.items()]
-    lines += ['', '| ' + ' | '.join(header) + ' |', '| ' + ' | '.join('---' for _ in header) + ' |']
-    lines += ['| ' + ' | '.join(row) + ' |' for row in table]
+    for setting, some in by_setting(results).items():
+        header, table = rows(some, baseline)
+        lines += ['', f'## {setting}', '']
+        lines += ['| ' + ' | '.join(row) + ' |' for row in (header, ['---'] * len(header), *table)]
     return '\n'.join(lines) + '\n'
 
 
 def plot(path: Path, results: list[Result], title: str) -> None:
-    """Draw speed and memory over the resolution, both axes logarithmic, one line per model."""
+    """Draw speed and memory over the resolution, both axes logarithmic, one line per model and one
+    row per setting."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, (speed, memory) = plt.subplots(1, 2, figsize=(11, 4.5), layout='constrained')
+    settings = by_setting(results) or {'': []}
+    size = (11, 0.5 + 4 * len(settings))
+    figure, panels = plt.subplots(
+        len(settings), 2, figsize=size, layout='constrained', squeeze=False
+    )
+    for (speed, memory), (setting, some) in zip(panels, settings.items(), strict=True):
+        draw(speed, memory, some)
+        speed.set_title(setting, loc='left')
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw(speed, memory, results: list[Result]) -> None:
+    """Fill the two axes of one setting."""
     results = [result for result in results if result.times]
     lines = list(dict.fromkeys((r.subject.model, r.subject.isa) for r in results))
     sizes = sorted({result.subject.size for result in results})
@@ -123,6 +148,3 @@ def plot(path: Path, results: list[Result], title: str) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -34,6 +34,7 @@ MODEL_NAMES = tuple(
 TYPES = {'vim': 'VisionMamba', 'deit': 'DeiT'}
 VARIANT = {'vim': 'recompute', 'deit': 'attention'}  # what the third part of a name sets
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+FLOPS: dict[tuple[str, str, int], int] = {}  # counted so far by model, part and size
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Subject:
     dtype: str = 'fp32'
     run: str = 'eager'
     isa: str = ''
+
+    @property
+    def setting(self) -> str:
+        """What a table is headed with: only rows of the same setting are compared."""
+        return f'{self.mode}, {self.dtype}, {self.run}'
 
 
 def build_backbone(name: str, size: int) -> nn.Module:
@@ -201,8 +207,11 @@ class Step:
 
         if self.subject.part in WHOLE:
             return None
-        model = copy.deepcopy(self.model).eval().to('meta')
         size = self.subject.size
-        image: Tensor = torch.empty(1, 3, size, size, device='meta')
-        with torch.no_grad():
-            return count_flops(lambda: model(image))
+        key = (self.subject.model, self.subject.part, size)
+        if key not in FLOPS:  # it takes longer than most steps, and is the same in every setting
+            model = copy.deepcopy(self.model).eval().to('meta')
+            image: Tensor = torch.empty(1, 3, size, size, device='meta')
+            with torch.no_grad():
+                FLOPS[key] = count_flops(lambda: model(image))
+        return FLOPS[key]

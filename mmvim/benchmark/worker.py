@@ -7,6 +7,7 @@ that slows down slows all of them down.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import multiprocessing
 import signal
@@ -78,8 +79,12 @@ def limit_memory(limit: int | None) -> None:
 
 def warm_libraries(subject: Subject) -> None:
     """Run something small, so that loading libraries is not counted as the step's memory."""
-    small = replace(subject, part='backbone', size=64, batch_size=1, run='eager')
-    Step(small)()
+    run_once(replace(subject, part='backbone', size=64, batch_size=1, run='eager'))
+
+
+@functools.cache  # a process that serves many sizes needs it once for each mode and dtype
+def run_once(subject: Subject) -> None:
+    Step(subject)()
 
 
 def largest_step(subject: Subject) -> Step:
@@ -117,7 +122,9 @@ def prepare(subject: Subject, warm_up: int) -> tuple[Step, Result]:
     return step, result
 
 
-def serve(pipe, threads: int, limit: int | None, warm_up: int) -> None:
+def serve(
+    pipe, threads: int, limit: int | None, warm_up: int, first: Subject | None = None
+) -> None:
     """Run in the worker: answer a Subject with a Result, ``'step'`` with its seconds, and
     ``'release'`` when the subject's memory is free.
 
@@ -129,11 +136,15 @@ def serve(pipe, threads: int, limit: int | None, warm_up: int) -> None:
     step = None
     try:
         limit_memory(limit)
+        if first is not None:
+            warm_libraries(first)
         while (asked := pipe.recv()) != 'stop':
             if isinstance(asked, Subject):
                 step = None  # frees its memory
                 step, answer = prepare(asked, warm_up)
             elif asked == 'release':
+                if step.subject.run == 'compile':
+                    torch.compiler.reset()  # it gives up on code that it has compiled too often
                 step, answer = None, True
                 gc.collect()
                 torch.cuda.empty_cache()
@@ -158,15 +169,24 @@ class Worker:
         limit (int | None): Bytes of memory, not of a GPU, that the process may ask for.
         warm_up (int): Steps before the first timed one.
         isa (str): Instruction set that the process is held to, or ``''``; its subjects' own.
+        first (Subject | None): A subject to load libraries for at once, without being asked, so
+            that workers that are started together do that side by side.
     """
 
     result: Result  # of the subject that was prepared last
 
-    def __init__(self, threads: int, limit: int | None, warm_up: int, isa: str = '') -> None:
+    def __init__(
+        self,
+        threads: int,
+        limit: int | None,
+        warm_up: int,
+        isa: str = '',
+        first: Subject | None = None,
+    ) -> None:
         context = multiprocessing.get_context('spawn')
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=serve, args=(theirs, threads, limit, warm_up), daemon=True
+            target=serve, args=(theirs, threads, limit, warm_up, first), daemon=True
         )
         with environment(isa):
             self.process.start()
@@ -175,7 +195,8 @@ class Worker:
     def _ask(self, what: Subject | str):
         """The answer, or None once nothing more is to be had from the process."""
         try:
-            self.pipe.send(what)
+            with contextlib.suppress(OSError):  # it may have failed before, and said so
+                self.pipe.send(what)
             answer = self.pipe.recv()
         except (EOFError, OSError):  # Linux ends processes that it has no memory for
             self.process.join()

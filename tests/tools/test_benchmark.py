@@ -45,6 +45,37 @@ def test_table_gives_medians_spread_and_ratios():
     assert dict(zip(header, table[1], strict=True))['speed / baseline'] == ''
 
 
+def settings():
+    """The same model and size forward and in training, eager and as a graph."""
+    first = results()[0]
+    return [
+        replace(first, subject=replace(first.subject, mode=mode, run=run))
+        for mode in ('forward', 'train')
+        for run in ('eager', 'graph')
+    ]
+
+
+def test_each_setting_has_a_table_and_a_baseline_of_its_own():
+    tables = report.by_setting([*settings(), *results()])
+    assert list(tables) == [
+        *('forward, fp32, eager', 'forward, fp32, graph'),
+        *('train, fp32, eager', 'train, fp32, graph'),
+    ]
+    assert [len(some) for some in tables.values()] == [3, 1, 1, 1]
+    before = [replace(result, times=[0.4]) for result in settings()[1:3]]
+    found = []
+    for some in tables.values():
+        header, table = report.rows(some, before)
+        found.append(dict(zip(header, table[0], strict=True))['speed / baseline'])
+    assert found == ['', '2.00', '2.00', '']
+
+    text = report.markdown([*settings(), *results()], before, {'machine': 'a'})
+    *_, forward, graph, train, last = text.split('## ')
+    assert [forward.count('vim-tiny'), forward.count('deit-tiny-explicit')] == [2, 1]
+    assert train.startswith('train, fp32, eager\n\n| model |')
+    assert ['2.00' in some for some in (forward, graph, train, last)] == [False, True, True, False]
+
+
 def test_results_come_back_from_json(tmp_path):
     path = tmp_path / 'benchmark.json'
     report.save(path, results(), {'machine': 'a'})
@@ -55,8 +86,9 @@ def test_results_come_back_from_json(tmp_path):
             report.load(path)
 
 
-def test_plot(tmp_path):
-    report.plot(tmp_path / 'plot.png', results(), 'title')
+@pytest.mark.parametrize('measured', [results(), [*settings(), *results()], []])
+def test_plot(measured, tmp_path):
+    report.plot(tmp_path / 'plot.png', measured, 'title')
     assert (tmp_path / 'plot.png').stat().st_size > 1000
 
 
@@ -162,6 +194,34 @@ def test_processes_are_kept_on_a_gpu_until_they_fail(device, started, monkeypatc
     assert [len(r.times) for r in found] == [2, 2, 2, 0, 2, 0]
 
 
+@pytest.mark.parametrize(('device', 'most'), [('cuda', 2), ('cpu', 16)])
+def test_one_process_of_a_model_serves_every_setting_on_a_gpu(device, most, monkeypatch):
+    module = benchmark()
+    monkeypatch.setattr(module, 'Worker', FakeWorker)
+    monkeypatch.setattr(FakeWorker, 'started', 0)
+    monkeypatch.setattr(FakeWorker, 'sizes', {})
+    args = SimpleNamespace(device=device, threads=1, memory_limit=1, warm_up=1, repeat=2)
+    args.max_seconds = 9
+    args.models, args.sizes, args.isa = ['vim-tiny', 'deit-tiny-fused'], [48, 32, 48], None
+    args.part, args.batch_size = 'backbone', 1
+    args.mode, args.dtype, args.run = ['forward', 'train'], ['fp32', 'bf16', 'fp32'], ['eager']
+    groups = module.subjects_of(args)
+    assert [(g[0].size, g[0].setting) for g in groups] == [
+        (size, f'{mode}, {dtype}, eager')
+        for size in (32, 48)
+        for mode in ('forward', 'train')
+        for dtype in ('fp32', 'bf16')
+    ]
+    workers, found = [None, None], []
+    module.start_together(groups[0], workers, args)
+    assert FakeWorker.started == (2 if device == 'cuda' else 0)
+    for group in groups:
+        found += module.measure(group, workers, args, lambda *_: None)
+    assert FakeWorker.started == most
+    assert [r.subject for r in found] == [subject for group in groups for subject in group]
+    assert all(len(r.times) == 2 for r in found)
+
+
 def test_a_whole_model_cannot_be_a_graph(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     given = ['--device', 'cuda', '--run', 'graph', '--mode', 'train']
@@ -184,12 +244,14 @@ def test_a_segmentor_takes_a_step_at_any_size(mode):
 
 @pytest.mark.slow
 def test_a_process_takes_one_subject_after_the_other():
-    worker = Worker(threads=1, limit=None, warm_up=1)
+    subject = Subject('vim-tiny', 'backbone', 32)
+    worker = Worker(threads=1, limit=None, warm_up=1, first=subject)
     try:
-        for size in (32, 48):
-            worker.prepare(Subject('vim-tiny', 'backbone', size))
+        for size, mode, dtype in ((32, 'forward', 'fp32'), (48, 'train', 'bf16')):
+            worker.prepare(replace(subject, size=size, mode=mode, dtype=dtype))
             worker.step()
             assert worker.result.status == 'ok'
+            assert worker.result.subject.setting == f'{mode}, {dtype}, eager'
             assert worker.result.tokens == (size // 16) ** 2
             assert len(worker.result.times) == 1
             measured = worker.result
@@ -198,6 +260,47 @@ def test_a_process_takes_one_subject_after_the_other():
             assert worker.result.status == 'ok'
     finally:
         worker.close()
+
+
+@pytest.mark.slow
+def test_what_fails_before_a_subject_is_asked_for_is_its_status():
+    subject = Subject('vim-giant', 'backbone', 32)
+    worker = Worker(threads=1, limit=None, warm_up=1, first=subject)
+    try:
+        worker.process.join()
+        worker.prepare(subject)
+        assert 'giant' in worker.result.status
+        assert worker.result.subject == subject
+    finally:
+        worker.close()
+
+
+@pytest.mark.slow
+def test_every_setting_is_measured_in_one_command(tmp_path):
+    subject = Subject('vim-tiny', 'backbone', 32)
+    trained = replace(subject, mode='train', dtype='bf16')
+    before = [Result(s, times=[1.0], memory=2**20, tokens=4) for s in (subject, trained)]
+    report.save(tmp_path / 'before.json', before, {})
+    given = ['--models', 'vim-tiny', '--sizes', '32', '--mode', 'forward', 'train']
+    given += ['--dtype', 'fp32', 'bf16', '--repeat', '2', '--warm-up', '1', '--threads', '1']
+    given += ['--baseline', tmp_path / 'before.json', '--out', tmp_path]
+    output = passed(tool('benchmark.py', *given))
+
+    found, _ = report.load(tmp_path / 'benchmark.json')
+    assert [(r.subject.mode, r.subject.dtype) for r in found] == [
+        *(('forward', 'fp32'), ('forward', 'bf16'), ('train', 'fp32'), ('train', 'bf16'))
+    ]
+    assert [(r.status, len(r.times)) for r in found] == [('ok', 2)] * 4
+    tables = (tmp_path / 'benchmark.md').read_text().split('## ')[1:]
+    known = []
+    for table, result in zip(tables, found, strict=True):
+        heading, _, header, _, row = table.strip().splitlines()
+        assert heading == result.subject.setting
+        assert f'{heading}, cpu' in output
+        cells = dict(zip(header.split(' | '), row.split(' | '), strict=True))
+        known.append(bool(cells['speed / baseline']))
+    assert known == [True, False, False, True]
+    assert (tmp_path / 'benchmark.png').exists()
 
 
 @pytest.mark.slow
@@ -232,6 +335,9 @@ def test_out_of_memory_is_a_result(tmp_path):
     ('given', 'message'),
     [
         (['--run', 'graph', '--device', 'cpu'], '--run graph needs --device cuda'),
+        (['--run', 'eager', 'graph', '--device', 'cpu'], '--run graph needs --device cuda'),
+        (['--mode', 'forward', 'backward'], 'argument --mode: invalid choice'),
+        (['--dtype'], 'argument --dtype: expected at least one argument'),
         (['--batch-size', 'many'], "--batch-size must be a positive number or 'max'"),
         (['--batch-size', '0'], "--batch-size must be a positive number or 'max'"),
         (['--sizes', '8'], '--sizes must be at least one patch'),
