@@ -29,7 +29,7 @@ export PYTHONPATH=$PWD:$PWD/ops:$PWD/build/mamba_ssm${PYTHONPATH:+:$PYTHONPATH}
 export MMVIM_OPS_SELF_CHECK=0
 export PYTHONUNBUFFERED=1 # what is killed has said all it knew
 stages=(build check scan mixer models train sanitize sweep triton)
-declare -A seconds=([build]=90 [check]=150 [scan]=90 [mixer]=60 [models]=240 [train]=90 [sanitize]=180
+declare -A seconds=([build]=90 [check]=150 [scan]=90 [mixer]=60 [models]=400 [train]=90 [sanitize]=180
   [sweep]=60 [triton]=240)
 
 refuse() { printf '%s\n' "$1" >&2 && exit 2; }

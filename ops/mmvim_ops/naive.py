@@ -47,12 +47,13 @@ def selective_scan_naive(
     if delta_softplus:
         delta = F.softplus(delta)
 
+    Bs, Cs = B.unbind(-1), C.unbind(-1)  # backward of B[..., t] would fill a whole B each time
     h = x.new_zeros(*x.shape[:2], A.shape[1])  # (B, D, N)
     outputs: list[Tensor] = [None] * x.shape[2]
     for t in reversed(range(len(outputs))) if reverse else range(len(outputs)):
         decay = torch.exp(delta[:, :, t, None] * A)
-        h = decay * h + (delta[:, :, t] * x[:, :, t])[..., None] * B[..., t]
-        outputs[t] = (h * C[..., t]).sum(-1)  # (B, D)
+        h = decay * h + (delta[:, :, t] * x[:, :, t])[..., None] * Bs[t]
+        outputs[t] = (h * Cs[t]).sum(-1)  # (B, D)
     y = torch.stack(outputs, dim=-1) if outputs else torch.zeros_like(x)  # (B, D, L)
 
     if D is not None:

@@ -78,7 +78,8 @@ template <class Shape> struct Transition {
 // end, takes g, the gradient of y, and C in place of Δ u and B, and ends with the gradient of what
 // the chunk begins with.
 template <class T, class Shape, bool kConstant, bool kAdjoint>
-__global__ void __launch_bounds__(kForwardThreads<Shape>) chunk_ends(const __grid_constant__ Scan scan) {
+__global__ void __launch_bounds__(kForwardThreads<Shape>)
+chunk_ends(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
   constexpr int S = Shape::S, kOwn = Shape::kOwn, kSteps = Shape::kSteps;
   constexpr int kPitch = Cells<Shape>::kPitch;
@@ -181,7 +182,8 @@ template <bool kAdjoint> __global__ void carry(const __grid_constant__ Scan scan
 }
 
 template <class T, class Shape, bool kConstant>
-__global__ void __launch_bounds__(kForwardThreads<Shape>) scan_forward(const __grid_constant__ Scan scan) {
+__global__ void __launch_bounds__(kForwardThreads<Shape>)
+scan_forward(const __grid_constant__ Scan scan) {
   MMVIM_SHARED(memory);
   constexpr int S = Shape::S, kOwn = Shape::kOwn, kSteps = Shape::kSteps, kAhead = Shape::kAhead;
   constexpr int kPitch = Cells<Shape>::kPitch;
