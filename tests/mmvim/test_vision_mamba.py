@@ -159,6 +159,13 @@ def test_the_residual_stream_stays_in_float32_under_autocast():
     assert mixed.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize('cls_token', [None, 'middle'])
+def test_tokens_lie_next_to_each_other(cls_token):
+    """Sums of them keep their strides, and torch's norm copies what is laid out otherwise."""
+    tokens, _ = small(cls_token=cls_token)._embed(torch.rand(2, 3, 32, 48))
+    assert tokens.is_contiguous()
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_patches_are_embedded_in_float32_where_halves_are_slow(dtype):
     embed, image = small().patch_embed, torch.rand(2, 3, 32, 48)
