@@ -27,8 +27,8 @@ model = dict(
 max_iters = 10000
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=500),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=500, end=max_iters),
+    dict(_base_.param_scheduler[0], end=500),
+    dict(_base_.param_scheduler[1], begin=500, end=max_iters)
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 10)
 default_hooks = dict(checkpoint=dict(interval=500))

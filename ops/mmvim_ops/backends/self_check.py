@@ -58,7 +58,6 @@ PARAMETERS = ('A', 'D', 'delta_bias', 'weight', 'bias', 'conv_weight', 'conv_bia
 _lock = threading.Lock()
 _verdicts: dict[tuple[str, torch.device, torch.dtype], str | None] = {}  # None: it is right
 _failed: dict[str, str] = {}  # by name, for what is compiled: the last verdict that is not None
-_references: dict[tuple[type[Backend], int], dict[str, Tensor]] = {}  # by example
 
 
 def why_not(
@@ -203,7 +202,10 @@ class Specification(Backend):
 
 
 def differences(
-    backend: Backend, device: torch.device | str, dtype: torch.dtype, reference: type[Backend]
+    backend: Backend,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    reference: Callable[[], Backend],
 ) -> list[Difference]:
     """Every result and gradient of every operation, compared with those of ``reference`` in float64
     on the CPU."""
@@ -226,17 +228,15 @@ def differences(
     return found
 
 
-def _expected(reference: type[Backend], number: int) -> dict[str, Tensor]:
+@lru_cache
+def _expected(reference: Callable[[], Backend], number: int) -> dict[str, Tensor]:
     """What a reference says about an example; every backend, device and dtype is compared with it.
 
     It is asked after the backend: the first backward pass of a process starts threads for GPUs,
     which keep the number of CPU threads that they find.
     """
-    key = reference, number
-    if key not in _references:
-        with _one_thread():
-            _references[key] = _results(_examples()[number], reference(), 'cpu', torch.float64)
-    return _references[key]
+    with _one_thread():
+        return _results(_examples()[number], reference(), 'cpu', torch.float64)
 
 
 @contextmanager

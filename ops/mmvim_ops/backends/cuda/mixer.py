@@ -356,12 +356,12 @@ def _backward(options: Options, needed, grad_out: Tensor, tensors, kept) -> list
 
     grad_u, grad_delta = grad_u.view(2, rows, inner), grad_delta.view(2, rows, inner)
     grad_B, grad_C = grad_B.view(2, rows, states), grad_C.view(2, rows, states)
-    parts = [torch.bmm(grad_delta, weights.dt_proj), grad_B, grad_C]
+    columns = [torch.bmm(grad_delta, weights.dt_proj), grad_B, grad_C]
     width = rank + 2 * states
     # Aligned rows again, filled up with any numbers: nobody reads what becomes of them.
-    while (missing := _aligned(width) - sum(part.shape[2] for part in parts)) > 0:
-        parts.append(grad_B[..., :missing])
-    grad_projected = torch.cat(parts, dim=2)
+    while (missing := _aligned(width) - sum(part.shape[2] for part in columns)) > 0:
+        columns.append(grad_B[..., :missing])
+    grad_projected = torch.cat(columns, dim=2)
     grad_x_proj = grad_dt_proj = (None, None)
     if any(own.x_proj_weight for own in needed_own):
         u = selected.u.view(2, rows, inner)
