@@ -7,6 +7,7 @@ One ``train.py`` and one ``test.py`` serve segmentation, detection and classific
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import sys
@@ -214,10 +215,15 @@ def run(main: Callable[[], None]) -> None:
 
 
 def leave_processes() -> None:
-    """End a distributed run together: a process that is still at work must not lose the others."""
+    """End a distributed run together: a process that is still at work must not lose the others.
+
+    The group's threads end with the last reference to it, and models in cycles of references hold
+    some. A thread that is still there while Python shuts down can abort the process.
+    """
     if is_distributed():
         distributed.barrier()
         distributed.destroy_process_group()
+        gc.collect()
 
 
 def explain(error: ValueError) -> str | None:

@@ -1,11 +1,16 @@
 """How the tools end, and what they add to every config."""
 
+import time
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.registry import init_default_scope
-from torch import nn
+from torch import distributed, nn
 
-from mmvim.utils.launch import common_parser, load_config, run
+from mmvim.utils.launch import common_parser, leave_processes, load_config, run
+
+THREADS = Path('/proc/self/task')
 
 
 def loaded(tmp_path, text: str, *arguments: str):
@@ -69,3 +74,20 @@ def test_other_errors_keep_their_traceback():
 
     with pytest.raises(ValueError, match='anything else'):
         run(main)
+
+
+@pytest.mark.skipif(not THREADS.is_dir(), reason='lists threads by /proc')
+def test_no_thread_of_the_process_group_is_left_when_python_shuts_down():
+    before = set(THREADS.iterdir())
+    store = distributed.HashStore()
+    distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+    model.cycle = [model]  # as between a runner and its hooks
+    started = set(THREADS.iterdir()) - before
+    assert started
+    del model
+    leave_processes()
+    deadline = time.monotonic() + 10  # the list may be late by a moment
+    while left := started & set(THREADS.iterdir()):
+        assert time.monotonic() < deadline, f'{len(left)} threads are left'
+        time.sleep(0.01)
